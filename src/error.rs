@@ -1,0 +1,281 @@
+//! The one error type of the library: what is wrong, what was expected, and the way out.
+
+use std::{io, path::PathBuf};
+
+/// Shorthand for results of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in the library.
+///
+/// `Display` says what is wrong and what was expected; [`Error::hint`] says the way out and
+/// [`Error::kind`] groups errors for exit codes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A request that can't be met as it is written: `what` names the argument, `why` the rule.
+    #[error("invalid {what}: {why}")]
+    Invalid {
+        /// The argument, e.g. `frame count 100`.
+        what: String,
+        /// What was expected, e.g. `expected 8k+1`.
+        why: String,
+        /// The way out, e.g. `pass --frames 97`.
+        hint: Option<String>,
+    },
+    /// An output or input name whose ending is not one this program knows.
+    #[error("unknown file ending `{ending}` of {path} (expected {expected})")]
+    UnknownEnding {
+        /// The file as given.
+        path: PathBuf,
+        /// Its ending.
+        ending: String,
+        /// The endings that are known.
+        expected: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("can't {action} {path}")]
+    File {
+        /// What was being done: `read`, `write`, `rename`, …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of a model folder is missing.
+    #[error("{path} is missing ({what})")]
+    MissingFile {
+        /// The expected place.
+        path: PathBuf,
+        /// What the file is for.
+        what: &'static str,
+    },
+    /// A file isn't what its name or place promises: truncated, not JSON, wrong magic, …
+    #[error("{path} is damaged or not what it should be: {why}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A configuration value that no code here implements or that contradicts another.
+    #[error("{path}: `{key}` is {found} (expected {expected})")]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The value found.
+        found: String,
+        /// What can be handled.
+        expected: String,
+    },
+    /// A folder that is a different kind of pipeline.
+    #[error("{path} holds a `{found}` pipeline (expected one of {expected})")]
+    UnknownPipeline {
+        /// The folder.
+        path: PathBuf,
+        /// `_class_name` of its `model_index.json`.
+        found: String,
+        /// The classes this build runs.
+        expected: String,
+    },
+    /// A weight that is missing from its file.
+    #[error("{file}: tensor `{key}` is missing (expected shape {expected:?})")]
+    MissingTensor {
+        /// The weight file (the first of its shards).
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// The shape the model needs.
+        expected: Vec<usize>,
+    },
+    /// A weight of another shape.
+    #[error("{file}: tensor `{key}` has shape {found:?} (expected {expected:?})")]
+    MisshapenTensor {
+        /// The weight file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape the model needs.
+        expected: Vec<usize>,
+    },
+    /// Weights nobody asked for: the configuration and the file don't belong together.
+    #[error("{file}: {count} tensors belong to no part of the model, the first is `{first}`")]
+    UnusedTensors {
+        /// The weight file.
+        file: PathBuf,
+        /// How many.
+        count: usize,
+        /// The first by name.
+        first: String,
+    },
+    /// A weight that holds NaN or infinity.
+    #[error("{file}: tensor `{key}` holds values that are not finite")]
+    NotFiniteTensor {
+        /// The weight file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// The wanted device isn't there or wasn't built in.
+    #[error("device `{device}` can't be used: {why}")]
+    Device {
+        /// As asked for: `cuda:0`, `metal`.
+        device: String,
+        /// The reason.
+        why: String,
+        /// The way out.
+        hint: String,
+    },
+    /// The estimate says that this machine can't hold the work.
+    #[error("{what} needs about {need_mib} MiB of memory, {have_mib} MiB are available")]
+    OutOfMemory {
+        /// Which stage.
+        what: String,
+        /// The estimate.
+        need_mib: u64,
+        /// What is there.
+        have_mib: u64,
+        /// What would fit.
+        hint: String,
+    },
+    /// FFmpeg refused.
+    #[error("can't {action} {path}: {source}")]
+    Ffmpeg {
+        /// What was being done.
+        action: &'static str,
+        /// The media file.
+        path: PathBuf,
+        /// FFmpeg's reason.
+        #[source]
+        source: ffmpeg_next::Error,
+    },
+    /// The result is not a picture of anything: NaN, one colour, or frozen noise.
+    #[error("the output is {what}, which is never what a working model gives")]
+    BadOutput {
+        /// `not finite`, `all one colour`, `noise that doesn't move`.
+        what: &'static str,
+        /// The way out.
+        hint: String,
+    },
+    /// Cancelled by the user; `saved` is where the work so far lies.
+    #[error("stopped")]
+    Cancelled {
+        /// Latents to go on from.
+        saved: Option<PathBuf>,
+    },
+    /// A tensor operation failed: a bug here or a shape no check caught.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The tokenizer refused.
+    #[error("{path}: {why}")]
+    Tokenizer {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+}
+
+/// The groups that exit codes are made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request is wrong: fix the command line.
+    Usage,
+    /// A model's files are missing, damaged or of another kind.
+    Model,
+    /// Reading or writing failed: permissions, disk full, no such folder.
+    Io,
+    /// No such device, or too little memory.
+    Resources,
+    /// The model gave something that is no video.
+    BadOutput,
+    /// Ctrl-C.
+    Cancelled,
+    /// A defect of this program.
+    Internal,
+}
+
+impl Error {
+    /// An invalid argument without a hint; chain [`Error::with_hint`].
+    pub fn invalid(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), why: why.into(), hint: None }
+    }
+
+    /// Adds the way out to an error that can carry one.
+    #[must_use]
+    pub fn with_hint(mut self, text: impl Into<String>) -> Self {
+        match &mut self {
+            Self::Invalid { hint, .. } => *hint = Some(text.into()),
+            Self::Device { hint, .. } | Self::OutOfMemory { hint, .. } | Self::BadOutput { hint, .. } => {
+                *hint = text.into();
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// A closure for `map_err` on file operations.
+    pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// A file that isn't what it should be.
+    pub fn damaged(path: impl Into<PathBuf>, why: impl Into<String>) -> Self {
+        Self::Damaged { path: path.into(), why: why.into() }
+    }
+
+    /// Which group this error belongs to.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } | Self::UnknownEnding { .. } => ErrorKind::Usage,
+            Self::MissingFile { .. }
+            | Self::Damaged { .. }
+            | Self::Config { .. }
+            | Self::UnknownPipeline { .. }
+            | Self::MissingTensor { .. }
+            | Self::MisshapenTensor { .. }
+            | Self::UnusedTensors { .. }
+            | Self::NotFiniteTensor { .. }
+            | Self::Tokenizer { .. } => ErrorKind::Model,
+            Self::File { .. } | Self::Ffmpeg { .. } => ErrorKind::Io,
+            Self::Device { .. } | Self::OutOfMemory { .. } => ErrorKind::Resources,
+            Self::BadOutput { .. } => ErrorKind::BadOutput,
+            Self::Cancelled { .. } => ErrorKind::Cancelled,
+            Self::Tensor(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// The way out, where one is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Invalid { hint, .. } => hint.clone(),
+            Self::Device { hint, .. } | Self::OutOfMemory { hint, .. } | Self::BadOutput { hint, .. } => {
+                (!hint.is_empty()).then(|| hint.clone())
+            }
+            Self::UnknownEnding { .. } => Some("give the output a known ending, or a folder (ending in `/`) for PNG frames".into()),
+            Self::File { action: "write", source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("free some space, or write to another disk".into())
+            }
+            Self::UnknownPipeline { .. } => Some("point --model at a text-to-video pipeline folder".into()),
+            Self::Damaged { .. } | Self::MissingTensor { .. } | Self::NotFiniteTensor { .. } => {
+                Some("fetch or copy the file again".into())
+            }
+            Self::UnusedTensors { .. } | Self::MisshapenTensor { .. } => {
+                Some("the weights and the config.json beside them belong to different models".into())
+            }
+            Self::Cancelled { saved: Some(path) } => {
+                Some(format!("what was done so far is in {}", path.display()))
+            }
+            _ => None,
+        }
+    }
+}

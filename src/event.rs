@@ -1,0 +1,93 @@
+//! What the core tells the outside while it works. The core emits, the edges render.
+
+use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+
+/// A stage of a render that a person can wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Reading weights.
+    Load,
+    /// The prompt goes through the text encoder.
+    EncodePrompt,
+    /// Pictures or clips go through the video encoder.
+    EncodeVideo,
+    /// The denoising loop; one unit is one step.
+    Denoise,
+    /// The video decoder; one unit is one frame that was decoded and written.
+    Decode,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A phase begins; `total` units are to come.
+    Started {
+        /// Which.
+        phase: Phase,
+        /// Number of units, where it is known.
+        total: u64,
+    },
+    /// `done` of the phase's units are done.
+    Progress {
+        /// Which.
+        phase: Phase,
+        /// Units done.
+        done: u64,
+        /// Units in all.
+        total: u64,
+    },
+    /// A phase has ended.
+    Finished {
+        /// Which.
+        phase: Phase,
+        /// How long it took.
+        #[serde(serialize_with = "seconds")]
+        elapsed: Duration,
+    },
+    /// Something the user should know; the work goes on. Kept in the output's recipe.
+    Warning {
+        /// One line, lower case.
+        message: String,
+    },
+    /// A fact worth a line, such as the seed that was drawn.
+    Note {
+        /// One line, lower case.
+        message: String,
+    },
+    /// An early look was written.
+    Preview {
+        /// The picture.
+        path: PathBuf,
+        /// After this many steps.
+        step: u64,
+    },
+    /// An output stands finished under its name.
+    Written {
+        /// The file or folder.
+        path: PathBuf,
+    },
+}
+
+fn seconds<S: serde::Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((value.as_secs_f64() * 1e3).round() / 1e3)
+}
+
+/// Takes events. `Break` asks the work to stop cleanly at the next safe place.
+pub trait Reporter: Send + Sync {
+    /// Called on every event, from the thread that works. Must not block for long.
+    fn emit(&self, event: &Event) -> ControlFlow<()>;
+}
+
+/// A reporter that hears nothing and never stops the work.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Silent;
+
+impl Reporter for Silent {
+    fn emit(&self, _: &Event) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}

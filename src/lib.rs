@@ -1,0 +1,11 @@
+//! `sora` makes videos from words on your own machine.
+//!
+//! The command line is the first user of this library; `ARCHITECTURE.md` explains the floors.
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod event;
+pub mod media;
+pub mod video;
+
+pub use error::{Error, ErrorKind, Result};

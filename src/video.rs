@@ -1,0 +1,54 @@
+//! What a clip is, and where its frames go.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+
+/// Size, length and rate of a clip, in pixels and frames.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct VideoSpec {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Number of frames, at least 1.
+    pub frames: usize,
+    /// Frames a second, > 0.
+    pub fps: f64,
+}
+
+/// One picture: packed 8-bit RGB, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// `height × width × 3` bytes.
+    pub rgb: Vec<u8>,
+}
+
+/// Takes frames one by one, in order, and owns whatever they become.
+///
+/// Dropping a sink without [`FrameSink::finish`] leaves nothing at the target.
+pub trait FrameSink {
+    /// Takes the next frame; all frames of a sink have one size.
+    fn push(&mut self, frame: Frame) -> Result<()>;
+    /// Ends the stream, moves the file to its place and says where that is (`-` for stdout).
+    fn finish(self: Box<Self>) -> Result<PathBuf>;
+}
+
+/// Keeps frames in memory; for tests and library users.
+#[derive(Debug, Default)]
+pub struct Frames(pub Vec<Frame>);
+
+impl FrameSink for Frames {
+    fn push(&mut self, frame: Frame) -> Result<()> {
+        self.0.push(frame);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<PathBuf> {
+        Ok(PathBuf::new())
+    }
+}
