@@ -1,0 +1,232 @@
+//! What every family of models gives to the pipeline. Nothing here knows a family's name.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{error::Result, video::VideoSpec};
+
+/// The grid rules of a checkpoint: data, checked once, before any weight is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Geometry {
+    /// Pixels per latent cell along a side.
+    pub spatial: usize,
+    /// Frames per latent frame; clips have `temporal × k + 1` frames.
+    pub temporal: usize,
+    /// Latent cells that the denoiser joins along a side; sizes are multiples of `spatial × patch`.
+    pub patch: usize,
+    /// Latent frames that the denoiser joins.
+    pub patch_t: usize,
+    /// Channels of the latents.
+    pub channels: usize,
+}
+
+/// Frames, rows and columns of a latent video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct LatentGrid {
+    /// Latent frames.
+    pub frames: usize,
+    /// Latent rows.
+    pub height: usize,
+    /// Latent columns.
+    pub width: usize,
+}
+
+/// What a checkpoint does when the user says nothing.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Defaults {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Number of frames.
+    pub frames: usize,
+    /// Frames a second.
+    pub fps: f64,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance scale; 1 or less means none.
+    pub guidance: f64,
+    /// Tokens that the prompt is padded or cut to.
+    pub max_sequence_length: usize,
+    /// Negative prompt.
+    #[serde(default)]
+    pub negative_prompt: String,
+}
+
+/// The prompt as the denoiser reads it.
+#[derive(Debug, Clone)]
+pub struct TextStates {
+    /// `[1, L, D]`, the text encoder's dtype.
+    pub states: Tensor,
+    /// `[1, L]`, f32, 1 for a token and 0 for padding.
+    pub mask: Tensor,
+    /// The part of the prompt that did not fit, as text; empty if all did.
+    pub cut: String,
+}
+
+/// Prompt → [`TextStates`].
+pub trait TextEncoder {
+    /// Encodes one prompt, padded or cut to `max_length` tokens (the end token included).
+    fn encode(&mut self, prompt: &str, max_length: usize) -> Result<TextStates>;
+}
+
+/// What is fixed for a whole clip.
+#[derive(Debug, Clone)]
+pub struct ClipContext {
+    /// The latent grid of the clip.
+    pub grid: LatentGrid,
+    /// Frames a second.
+    pub fps: f64,
+    /// One entry per guidance branch, in the order in which the loop asks for them.
+    pub texts: Vec<TextStates>,
+}
+
+/// The time that tokens are at.
+#[derive(Debug, Clone)]
+pub enum Timestep {
+    /// All tokens alike: sigma × 1000, as the scheduler rounds it.
+    Shared(f32),
+    /// `[1, L]`, f32: each token has its own.
+    PerToken(Tensor),
+}
+
+/// Predicts the flow-matching velocity (noise − data) of a latent video.
+pub trait Denoiser {
+    /// Lays latents `[1, C, F, H, W]` out as this model's tokens `[1, L, D]`.
+    fn pack(&self, latents: &Tensor) -> Result<Tensor>;
+    /// The inverse of [`Denoiser::pack`].
+    fn unpack(&self, tokens: &Tensor, grid: LatentGrid) -> Result<Tensor>;
+    /// Computes what doesn't change within a clip: positions, text keys and values.
+    fn begin(&mut self, clip: &ClipContext) -> Result<()>;
+    /// The velocity `[1, L, D]`, f32, for tokens `[1, L, D]`, f32, under text number `branch`.
+    fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor>;
+}
+
+/// Says how a decode is cut to bound its memory. `None` anywhere means: not cut in that direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Tiling {
+    /// Tile side in pixels and its stride.
+    pub spatial: Option<(usize, usize)>,
+    /// Tile length in frames and its stride.
+    pub temporal: Option<(usize, usize)>,
+}
+
+/// How to decode.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DecodeOptions {
+    /// Timestep for decoders that are conditioned on one; others ignore it.
+    pub timestep: f64,
+    /// Share of noise mixed in before such a decoder; `None` means as much as `timestep`.
+    pub noise_scale: Option<f64>,
+    /// Tiles.
+    pub tiling: Tiling,
+}
+
+/// Latents → pictures.
+pub trait VideoDecoder {
+    /// Whether [`VideoDecoder::decode`] wants noise: `[1, C, F, H, W]` like the latents.
+    fn wants_noise(&self) -> bool;
+    /// Decodes latents `[1, C, F, H, W]` (as the denoiser leaves them: normalised), f32.
+    ///
+    /// Calls `emit` with pictures `[3, f, H, W]`, f32, −1..1 (not clamped), in order, a few frames at a time.
+    fn decode(
+        &mut self,
+        latents: &Tensor,
+        noise: Option<&Tensor>,
+        options: &DecodeOptions,
+        emit: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()>;
+}
+
+/// Pictures → latents.
+pub trait VideoEncoder {
+    /// Encodes `[1, 3, F, H, W]`, f32, −1..1, into normalised latents `[1, C, f, h, w]`, f32 (the mode of the posterior).
+    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor>;
+}
+
+/// Where the sigmas of a render come from, before the scheduler's own shifts.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub enum SigmaSource {
+    /// `1 … 1/n` in equal steps, with the resolution-dependent shift (mu) where the scheduler uses one.
+    Linear,
+    /// LTX's linear-quadratic schedule, handed to the scheduler as explicit timesteps.
+    LinearQuadratic,
+}
+
+/// How a checkpoint wants its sigmas made: data for `pipeline::sigmas`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduleSpec {
+    /// `scheduler_config.json`, as read.
+    pub config: serde_json::Value,
+    /// Where that file lies, for error messages.
+    pub path: PathBuf,
+    /// The pipeline's own rule.
+    pub source: SigmaSource,
+}
+
+/// What a checkpoint is, known from its headers alone.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct ModelInfo {
+    /// Name for people: the folder's name, or the embedded model's.
+    pub name: String,
+    /// The pipeline class whose arithmetic is followed.
+    pub pipeline: String,
+    /// Grid rules.
+    pub geometry: Geometry,
+    /// What is done when the user says nothing.
+    pub defaults: Defaults,
+    /// Bytes of weights on disk: text encoder, denoiser, video decoder and encoder.
+    pub weight_bytes: WeightBytes,
+}
+
+/// Bytes of weights on disk, per stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct WeightBytes {
+    /// Text encoder.
+    pub text: u64,
+    /// Denoiser.
+    pub denoiser: u64,
+    /// Video encoder and decoder.
+    pub video: u64,
+}
+
+/// Peak bytes that a stage needs beside its weights, by the family's own reckoning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Activations {
+    /// Denoiser, one forward pass.
+    pub denoise: u64,
+    /// Video decoder.
+    pub decode: u64,
+}
+
+/// Where and how precisely to compute.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device that holds the weights.
+    pub device: Device,
+    /// The dtype of weights and activations; norms and reductions are f32 whatever it is.
+    pub dtype: DType,
+}
+
+/// An opened checkpoint: everything read from headers, no weight loaded yet.
+///
+/// Each `…` call loads one stage; dropping what it returns frees it.
+pub trait Checkpoint: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &ModelInfo;
+    /// How its sigmas are made.
+    fn schedule(&self) -> &ScheduleSpec;
+    /// Loads the text encoder.
+    fn text_encoder(&self, place: &Placement) -> Result<Box<dyn TextEncoder>>;
+    /// Loads the denoiser.
+    fn denoiser(&self, place: &Placement) -> Result<Box<dyn Denoiser>>;
+    /// Loads the video decoder.
+    fn video_decoder(&self, place: &Placement) -> Result<Box<dyn VideoDecoder>>;
+    /// Loads the video encoder.
+    fn video_encoder(&self, place: &Placement) -> Result<Box<dyn VideoEncoder>>;
+    /// A linear map from latents to RGB for early looks: `[3, C]` and `[3]`, if the checkpoint has one.
+    fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>>;
+    /// Reckons the peak memory of a clip from shapes alone.
+    fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations;
+}

@@ -1,0 +1,3 @@
+//! Families of models, and what they all have in common.
+
+pub mod api;

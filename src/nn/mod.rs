@@ -1,0 +1,1 @@
+//! Layers and kernels below all families: shapes and speed, no family's name.

@@ -1,0 +1,1 @@
+//! The family-agnostic way of the data: noise, sigmas, guidance and the one denoise loop.

@@ -1,0 +1,1 @@
+//! Opening weight files: memory maps, shards, and an audit of every key.
