@@ -1,0 +1,4 @@
+//! Golden tests: each stage against fixtures that `tests/golden/make.py` made from the reference.
+
+#[path = "golden/support.rs"]
+mod support;
