@@ -123,17 +123,25 @@ pub struct DecodeOptions {
     pub tiling: Tiling,
 }
 
+/// The noise that a decode draws, asked for in the reference's order; a decoder that needs none never asks.
+pub trait DecodeNoise {
+    /// `[1, C, F, H, W]`, f32: mixed into the latents before a decoder that is conditioned on a timestep.
+    /// The reference goes on with the clip's own generator here.
+    fn latents(&mut self, shape: &[usize]) -> Result<Tensor>;
+    /// `[h, w]`, f32: added within the layers of a decoder that injects noise, once per layer (and tile).
+    /// The reference draws these from torch's global generator, not from the clip's.
+    fn layer(&mut self, shape: &[usize]) -> Result<Tensor>;
+}
+
 /// Latents → pictures.
 pub trait VideoDecoder {
-    /// Whether [`VideoDecoder::decode`] wants noise: `[1, C, F, H, W]` like the latents.
-    fn wants_noise(&self) -> bool;
     /// Decodes latents `[1, C, F, H, W]` (as the denoiser leaves them: normalised), f32.
     ///
     /// Calls `emit` with pictures `[3, f, H, W]`, f32, −1..1 (not clamped), in order, a few frames at a time.
     fn decode(
         &mut self,
         latents: &Tensor,
-        noise: Option<&Tensor>,
+        noise: &mut dyn DecodeNoise,
         options: &DecodeOptions,
         emit: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()>;
