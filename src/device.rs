@@ -35,9 +35,8 @@ impl FromStr for DeviceChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let unknown = || {
-            Error::invalid(format!("device `{text}`"), "expected auto, cpu, cuda, cuda:N or metal")
-        };
+        let unknown =
+            || Error::invalid(format!("device `{text}`"), "expected auto, cpu, cuda, cuda:N or metal");
         Ok(match text {
             "auto" => Self::Auto,
             "cpu" => Self::Cpu,
@@ -76,11 +75,8 @@ fn cuda_driver() -> Result<(), String> {
 }
 
 fn cuda(ordinal: usize) -> Result<Device> {
-    let refuse = |why: String, hint: &str| Error::Device {
-        device: format!("cuda:{ordinal}"),
-        why,
-        hint: hint.into(),
-    };
+    let refuse =
+        |why: String, hint: &str| Error::Device { device: format!("cuda:{ordinal}"), why, hint: hint.into() };
     if !cfg!(feature = "cuda") {
         return Err(refuse(
             "this program was built without CUDA".into(),
@@ -88,7 +84,8 @@ fn cuda(ordinal: usize) -> Result<Device> {
         ));
     }
     cuda_driver().map_err(|why| refuse(why, "install the NVIDIA driver, or pass --device cpu"))?;
-    Device::new_cuda(ordinal).map_err(|e| refuse(e.to_string(), "see `nvidia-smi` for the cards that are there"))
+    Device::new_cuda(ordinal)
+        .map_err(|e| refuse(e.to_string(), "see `nvidia-smi` for the cards that are there"))
 }
 
 fn metal() -> Result<Device> {
@@ -153,4 +150,13 @@ impl DTypeChoice {
             Self::Auto => DType::BF16,
         }
     }
+}
+
+/// Where and how precisely to compute.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// The device that holds the weights.
+    pub device: Device,
+    /// The dtype of weights and activations; norms and reductions are f32 whatever it is.
+    pub dtype: DType,
 }

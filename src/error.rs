@@ -121,6 +121,16 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// A weight stored in a number type that can't be read.
+    #[error("{file}: tensor `{key}` is stored as {found} (expected F32, F16 or BF16)")]
+    TensorDtype {
+        /// The weight file.
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// The number type in the file.
+        found: String,
+    },
     /// The wanted device isn't there or wasn't built in.
     #[error("device `{device}` can't be used: {why}")]
     Device {
@@ -244,6 +254,7 @@ impl Error {
             | Self::MisshapenTensor { .. }
             | Self::UnusedTensors { .. }
             | Self::NotFiniteTensor { .. }
+            | Self::TensorDtype { .. }
             | Self::Tokenizer { .. } => ErrorKind::Model,
             Self::File { .. } | Self::Ffmpeg { .. } => ErrorKind::Io,
             Self::Device { .. } | Self::OutOfMemory { .. } => ErrorKind::Resources,
@@ -261,7 +272,9 @@ impl Error {
             Self::Device { hint, .. } | Self::OutOfMemory { hint, .. } | Self::BadOutput { hint, .. } => {
                 (!hint.is_empty()).then(|| hint.clone())
             }
-            Self::UnknownEnding { .. } => Some("give the output a known ending, or a folder (ending in `/`) for PNG frames".into()),
+            Self::UnknownEnding { .. } => {
+                Some("give the output a known ending, or a folder (ending in `/`) for PNG frames".into())
+            }
             Self::File { action: "write", source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space, or write to another disk".into())
             }

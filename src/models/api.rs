@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
+pub use crate::device::Placement;
 use crate::{error::Result, video::VideoSpec};
 
 /// The grid rules of a checkpoint: data, checked once, before any weight is read.
@@ -206,15 +207,6 @@ pub struct Activations {
     pub denoise: u64,
     /// Video decoder.
     pub decode: u64,
-}
-
-/// Where and how precisely to compute.
-#[derive(Debug, Clone)]
-pub struct Placement {
-    /// The device that holds the weights.
-    pub device: Device,
-    /// The dtype of weights and activations; norms and reductions are f32 whatever it is.
-    pub dtype: DType,
 }
 
 /// An opened checkpoint: everything read from headers, no weight loaded yet.
