@@ -141,6 +141,8 @@ def direction_for(action, rng, subject=None):
     return rng.choice(("left", "right"))
 
 
+# What anything at all can be seen doing.
+_ANYONE = IN_PLACE + ("fly", "fly", "rise", "fall", "bounce", "grow")
 _ON = ("beach", "desert", "snow", "meadow", "sea")
 
 
@@ -160,7 +162,7 @@ def sample(rng: random.Random, stage: str = "main") -> Clip:
 
     def act(k):
         subject = SUBJECTS[k]
-        action = rng.choice(subject.actions) if rng.random() < 0.8 else rng.choice(ACTIONS)
+        action = rng.choice(subject.actions) if rng.random() < 0.8 else rng.choice(_ANYONE)
         if rng.random() < 0.25:  # the typical action weighs more
             action = subject.actions[0]
         return action, direction_for(action, rng, k)

@@ -1,0 +1,235 @@
+"""Train the video autoencoder on endless fresh clips of the world.
+
+    python train_vae.py --work .work/train --minutes 38
+    python train_vae.py --work .work/train --minutes 30 --resume --decoder-only
+
+16× smaller in space, 4× in time, 48 channels: 17×128×128 → 5×8×8. Writes
+WORK/vae (a diffusers folder, weights averaged over the run, latents_mean and
+latents_std measured), WORK/vae.ckpt on the way, WORK/vae_recon.png to look at.
+"""
+
+import argparse
+import os
+import random
+import time
+from pathlib import Path
+
+# Threads that spin while they wait are ruinous on a machine shared with others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from diffusers import AutoencoderKLLTXVideo
+
+import spec
+from sheet import sheet
+from world import World
+
+CONFIG = dict(
+    latent_channels=48,
+    block_out_channels=(48, 96, 128),
+    down_block_types=("LTXVideo095DownBlock3D",) * 3,
+    layers_per_block=(0, 1, 1),
+    spatio_temporal_scaling=(True, True),
+    downsample_type=("spatiotemporal", "spatiotemporal"),
+    decoder_block_out_channels=(48, 96),
+    decoder_layers_per_block=(1, 1, 2),  # the top level, the level below, the bottom
+    decoder_spatio_temporal_scaling=(True, True),
+    decoder_inject_noise=(False, False, False),
+    upsample_residual=(True, True),
+    upsample_factor=(1, 1),
+    patch_size=4,
+    timestep_conditioning=False,
+    encoder_causal=True,
+    decoder_causal=False,
+    spatial_compression_ratio=16,
+    temporal_compression_ratio=4,
+)
+# What a step may show: (weight, clips, frames, window side); all cost about the same.
+SHAPES = ((0.66, 8, 9, 64), (0.16, 1, 17, 128), (0.18, 14, 1, 96))
+WARM, FADE = 60, 0.3  # warm-up steps; the part of the run in which the rate falls
+
+
+def batch(world, rng):
+    """One batch of fresh clips, f32 [B, 3, F, H, W]."""
+    _, n, frames, side = rng.choices(SHAPES, [s[0] for s in SHAPES])[0]
+    out = []
+    for _ in range(n):
+        clip = spec.sample(rng)
+        top, left = rng.randrange(0, 129 - side), rng.randrange(0, 129 - side)
+        start = rng.uniform(0, 1.0) if frames == 9 else rng.uniform(0, 2.0) if frames == 1 else 0.0
+        out.append(world.render([clip], frames, start=[start], crop=(top, left, side, side))[0])
+    return torch.stack(out)
+
+
+def feed(sprites, seed, out):
+    """Worker: render batches ahead for ever."""
+    torch.set_num_threads(1)
+    os.nice(5)
+    world, rng = World(sprites), random.Random(seed)
+    while True:
+        out.put(batch(world, rng))
+
+
+def edges(a, b):
+    """L1 between differences of neighbours, in x, y and time, at two scales."""
+    loss, n = 0, 0
+    for scale in (1, 2):
+        if scale == 2:
+            a, b = F.avg_pool3d(a, (1, 2, 2)), F.avg_pool3d(b, (1, 2, 2))
+        for dim in (2, 3, 4):
+            if a.shape[dim] > 1:
+                loss = loss + (a.diff(dim=dim) - b.diff(dim=dim)).abs().mean()
+                n += 1
+    return loss / n
+
+
+def psnr(a, b):
+    """dB between videos in -1..1, mean over clips."""
+    mse = (a - b).pow(2).flatten(1).mean(1)
+    return (10 * torch.log10(4 / mse)).mean().item()
+
+
+def held_out(world, n):
+    rng = random.Random(987654321)
+    return world.render([spec.sample(rng) for _ in range(n)])
+
+
+@torch.no_grad()
+def reconstruct(vae, video):
+    out = []
+    for v in video.split(4):
+        out.append(vae.decode(vae.encode(v).latent_dist.mode(), return_dict=False)[0])
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def measure_latents(vae, world, n=320):
+    """Store the mean and spread of each latent channel in the model's buffers."""
+    rng = random.Random(424242)
+    total = []
+    for _ in range(n // 8):
+        z = vae.encode(world.render([spec.sample(rng) for _ in range(8)])).latent_dist.mode()
+        total.append(z.transpose(0, 1).flatten(1))
+    z = torch.cat(total, 1)
+    vae.latents_mean.copy_(z.mean(1))
+    vae.latents_std.copy_(z.std(1))
+
+
+def save(vae, ema, world, folder):
+    """A diffusers folder with the averaged weights."""
+    copy = AutoencoderKLLTXVideo(**CONFIG).eval()
+    copy.load_state_dict(vae.state_dict())
+    for p, e in zip(copy.parameters(), ema):
+        p.data.copy_(e)
+    measure_latents(copy, world)
+    copy.save_pretrained(folder)
+    return copy
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(".work/train"))
+    parser.add_argument("--minutes", type=float, default=38)
+    parser.add_argument("--preview", type=float, default=15, help="write WORK/vae_preview at this minute")
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on from WORK/vae.ckpt")
+    parser.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
+    args = parser.parse_args()
+    begun = time.time()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    sprites = args.work / "sprites.pt"
+    world = World(sprites)
+
+    vae = AutoencoderKLLTXVideo(**CONFIG)
+    ckpt = args.work / "vae.ckpt"
+    step, ema = 0, None
+    if args.resume:
+        state = torch.load(ckpt, map_location="cpu")
+        vae.load_state_dict(state["vae"])
+        ema, step = state["ema"], state["step"]
+    vae.train()
+    vae.encoder.requires_grad_(not args.decoder_only)
+    if args.decoder_only:  # the encoder whose latents are in use is the averaged one
+        for p, e in zip(vae.parameters(), ema):
+            p.data.copy_(e)
+    ema = ema or [p.detach().clone() for p in vae.parameters()]
+    learn = [p for p in vae.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(learn, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
+
+    ready = mp.get_context("spawn").Queue(6)
+    worker = mp.get_context("spawn").Process(target=feed, args=(sprites, args.seed + 1000 + step, ready), daemon=True)
+    worker.start()
+    probe = held_out(world, 16)
+
+    def rate():
+        done = (time.time() - begun) / 60 / args.minutes
+        return args.rate * min(1, (step - first + 1) / WARM) * min(1, max(0.02, (1 - done) / FADE))
+
+    def keep():
+        torch.save({"vae": vae.state_dict(), "ema": ema, "step": step}, ckpt.with_suffix(".tmp"))
+        os.replace(ckpt.with_suffix(".tmp"), ckpt)
+
+    def look():
+        raw = [p.detach().clone() for p in vae.parameters()]
+        for p, e in zip(vae.parameters(), ema):
+            p.data.copy_(e)
+        out = reconstruct(vae, probe)
+        for p, r in zip(vae.parameters(), raw):
+            p.data.copy_(r)
+        return out
+
+    first, saved, judged, previewed, seen = step, time.time(), time.time(), False, []
+    while time.time() - begun < args.minutes * 60:
+        x = ready.get()
+        for group in adam.param_groups:
+            group["lr"] = rate()
+        with torch.set_grad_enabled(not args.decoder_only):
+            z = vae.encode(x).latent_dist.mode()
+        # Noise on the latents makes the decoder bear what the transformer gets wrong.
+        noisy = z + torch.randn_like(z) * (0.08 * random.random() * z.detach().std())
+        y = vae.decode(noisy, return_dict=False)[0]
+        loss = (y - x).abs().mean() + edges(y, x)
+        if not args.decoder_only:
+            loss = loss + 1e-4 * z.pow(2).mean()
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learn, 1.0)
+        adam.step()
+        decay = min(0.998, 1 - 1 / (1 + 0.2 * (step - first + 1))) if first == 0 else 0.998
+        torch._foreach_lerp_(ema, [p.detach() for p in vae.parameters()], 1 - decay)
+        step += 1
+        seen.append(loss.item())
+        now = time.time()
+        if step % 50 == 0 or step == 10:
+            print(f"{(now - begun) / 60:.1f} min, step {step}, loss {sum(seen) / len(seen):.4f}, rate {rate():.1e}, queue {ready.qsize()}", flush=True)
+            seen = []
+        if now - judged > 240:
+            out = look()
+            print(f"{(now - begun) / 60:.1f} min, held-out PSNR {psnr(out, probe):.2f} dB", flush=True)
+            pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
+            sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
+            judged = time.time()
+        if now - saved > 180:
+            keep()
+            saved = time.time()
+        if not previewed and first == 0 and now - begun > args.preview * 60:
+            save(vae, ema, world, args.work / "vae_preview")
+            previewed = True
+    keep()
+    worker.terminate()
+    final = save(vae, ema, world, args.work / "vae")
+    out = reconstruct(final, probe)
+    print(f"final, step {step}, held-out PSNR {psnr(out, probe):.2f} dB", flush=True)
+    pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
+    sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
+
+
+if __name__ == "__main__":
+    main()
