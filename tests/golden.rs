@@ -2,3 +2,6 @@
 
 #[path = "golden/support.rs"]
 mod support;
+
+#[path = "golden/pipeline.rs"]
+mod pipeline;

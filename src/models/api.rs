@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 
 pub use crate::device::Placement;
-use crate::{error::Result, video::VideoSpec};
+use crate::{
+    error::{Error, Result},
+    video::VideoSpec,
+};
 
 /// The grid rules of a checkpoint: data, checked once, before any weight is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -20,6 +23,84 @@ pub struct Geometry {
     pub patch_t: usize,
     /// Channels of the latents.
     pub channels: usize,
+}
+
+impl Geometry {
+    /// The latent grid of a clip.
+    #[must_use]
+    pub fn grid(&self, spec: &VideoSpec) -> LatentGrid {
+        LatentGrid {
+            frames: spec.frames.saturating_sub(1) / self.temporal + 1,
+            height: spec.height / self.spatial,
+            width: spec.width / self.spatial,
+        }
+    }
+
+    /// `[1, C, F, H, W]`: the shape of a clip's latents.
+    #[must_use]
+    pub fn latent_shape(&self, spec: &VideoSpec) -> [usize; 5] {
+        let grid = self.grid(spec);
+        [1, self.channels, grid.frames, grid.height, grid.width]
+    }
+
+    /// The largest valid side up to `side` (if there is one) and the smallest from it on.
+    #[must_use]
+    pub fn sides_around(&self, side: usize) -> (Option<usize>, usize) {
+        around(side, self.spatial * self.patch, 0)
+    }
+
+    /// The largest valid number of frames up to `frames` (if there is one) and the smallest from it on.
+    #[must_use]
+    pub fn frames_around(&self, frames: usize) -> (Option<usize>, usize) {
+        around(frames, self.temporal * self.patch_t, self.frame_offset())
+    }
+
+    /// Refuses sizes and lengths that are off the grid, naming the nearest that are on it.
+    pub fn check(&self, spec: &VideoSpec) -> Result<()> {
+        for (name, side) in [("width", spec.width), ("height", spec.height)] {
+            let (below, above) = self.sides_around(side);
+            if side != above || side == 0 {
+                let step = self.spatial * self.patch;
+                return Err(Error::invalid(
+                    format!("{name} {side}"),
+                    format!("expected a multiple of {step}"),
+                )
+                .with_hint(either(name, below, above)));
+            }
+        }
+        let (below, above) = self.frames_around(spec.frames);
+        if spec.frames != above {
+            let rule = format!("expected {}k+{}", self.temporal * self.patch_t, self.frame_offset());
+            return Err(Error::invalid(format!("frame count {}", spec.frames), rule)
+                .with_hint(either("frames", below, above)));
+        }
+        if !(spec.fps.is_finite() && spec.fps > 0.0) {
+            return Err(Error::invalid(format!("frame rate {}", spec.fps), "expected a number above 0"));
+        }
+        Ok(())
+    }
+
+    /// The shortest clip: one denoiser token long.
+    fn frame_offset(&self) -> usize {
+        self.temporal * (self.patch_t - 1) + 1
+    }
+}
+
+/// The members of `offset + step × k` (at least 1) that enclose `value`.
+fn around(value: usize, step: usize, offset: usize) -> (Option<usize>, usize) {
+    let first = if offset == 0 { step } else { offset };
+    if value < first {
+        return (None, first);
+    }
+    let below = value - (value - first) % step;
+    (Some(below), if below == value { value } else { below + step })
+}
+
+fn either(flag: &str, below: Option<usize>, above: usize) -> String {
+    match below {
+        Some(below) => format!("pass --{flag} {below} or --{flag} {above}"),
+        None => format!("pass --{flag} {above}"),
+    }
 }
 
 /// Frames, rows and columns of a latent video.
@@ -159,7 +240,8 @@ pub trait VideoEncoder {
 pub enum SigmaSource {
     /// `1 … 1/n` in equal steps, with the resolution-dependent shift (mu) where the scheduler uses one.
     Linear,
-    /// LTX's linear-quadratic schedule, handed to the scheduler as explicit timesteps.
+    /// LTX's linear-quadratic schedule, handed to the scheduler as explicit timesteps. The pipeline with this
+    /// schedule steps each token from its own time to the next lower sigma.
     LinearQuadratic,
 }
 
@@ -225,8 +307,55 @@ pub trait Checkpoint: Send + Sync {
     fn video_decoder(&self, place: &Placement) -> Result<Box<dyn VideoDecoder>>;
     /// Loads the video encoder.
     fn video_encoder(&self, place: &Placement) -> Result<Box<dyn VideoEncoder>>;
-    /// A linear map from latents to RGB for early looks: `[3, C]` and `[3]`, if the checkpoint has one.
+    /// A linear map from normalised latents to RGB, −1..1, for early looks: `[3, C]` and `[3]`, f32, if the
+    /// checkpoint has one.
     fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>>;
     /// Reckons the peak memory of a clip from shapes alone.
     fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 128 };
+
+    fn refusal(geometry: Geometry, width: usize, frames: usize) -> (String, String) {
+        let spec = VideoSpec { width, height: 64, frames, fps: 24.0 };
+        let error = geometry.check(&spec).expect_err("off the grid");
+        (error.to_string(), error.hint().unwrap_or_default())
+    }
+
+    #[test]
+    fn names_the_nearest_sizes_and_lengths() {
+        let told = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            refusal(GRID, 100, 97),
+            told("invalid width 100: expected a multiple of 32", "pass --width 96 or --width 128")
+        );
+        assert_eq!(
+            refusal(GRID, 0, 97),
+            told("invalid width 0: expected a multiple of 32", "pass --width 32")
+        );
+        assert_eq!(
+            refusal(GRID, 96, 100),
+            told("invalid frame count 100: expected 8k+1", "pass --frames 97 or --frames 105")
+        );
+        assert_eq!(refusal(GRID, 96, 0), told("invalid frame count 0: expected 8k+1", "pass --frames 1"));
+        let joined = Geometry { patch: 2, patch_t: 2, ..GRID };
+        assert_eq!(
+            refusal(joined, 64, 17),
+            told("invalid frame count 17: expected 16k+9", "pass --frames 9 or --frames 25")
+        );
+        assert!(GRID.check(&VideoSpec { width: 96, height: 64, frames: 97, fps: 0.0 }).is_err());
+        GRID.check(&VideoSpec { width: 96, height: 64, frames: 1, fps: 8.0 })
+            .expect("a still picture is valid");
+    }
+
+    #[test]
+    fn grid_counts_latent_cells() {
+        let spec = VideoSpec { width: 96, height: 64, frames: 97, fps: 24.0 };
+        assert_eq!(GRID.grid(&spec), LatentGrid { frames: 13, height: 2, width: 3 });
+        assert_eq!(GRID.latent_shape(&spec), [1, 128, 13, 2, 3]);
+    }
 }

@@ -61,6 +61,22 @@ def write(name, tensors, metadata):
 # --- fixtures ---------------------------------------------------------------------------------------------------------
 
 
+@fixture
+def noise():
+    """torch's CPU generator: seeds past 32 bits, every size around the block of 16, draws in a row."""
+    seeds = [0, 1, 42, 2**31, 2**32 + 5, 2**63]
+    draws = [5, 3, 16, 1, 17, 2, 40, 7, 33, 4]
+    tensors = {}
+    for i, seed in enumerate(seeds):
+        fresh = lambda: torch.Generator("cpu").manual_seed(seed)
+        for size in [*range(1, 41), 100, 1000]:
+            tensors[f"out.{i}.{size}"] = torch.randn(size, generator=fresh())
+        tensors[f"out.{i}.100003.tail"] = torch.randn(100003, generator=fresh())[-500:]
+        generator = fresh()
+        tensors[f"out.{i}.row"] = torch.cat([torch.randn(size, generator=generator) for size in draws])
+    return tensors, {"seeds": [str(seed) for seed in seeds], "draws": draws}
+
+
 if __name__ == "__main__":
     assert diffusers.__version__ == PIN, f"diffusers {diffusers.__version__} (expected {PIN})"
     torch.set_grad_enabled(False)
