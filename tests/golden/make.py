@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 import diffusers
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -75,6 +76,119 @@ def noise():
         generator = fresh()
         tensors[f"out.{i}.row"] = torch.cat([torch.randn(size, generator=generator) for size in draws])
     return tensors, {"seeds": [str(seed) for seed in seeds], "draws": draws}
+
+
+SCHEDULES = [
+    {},
+    {"shift": 3.0},
+    {"shift": 0.5, "shift_terminal": 0.0},
+    {"shift": 7},
+    {"shift": 1.5, "shift_terminal": 0.1},
+    {"shift_terminal": 0.02},
+    {"invert_sigmas": True},
+    {"invert_sigmas": True, "shift": 2.2, "use_beta_sigmas": True},
+    {"use_karras_sigmas": True},
+    {"use_karras_sigmas": True, "shift": 3.0},
+    {"use_karras_sigmas": True, "sigma_min": 0.03, "sigma_max": 0.99},
+    {"use_exponential_sigmas": True},
+    {"use_exponential_sigmas": True, "shift": 2.0, "shift_terminal": 0.05},
+    {"use_exponential_sigmas": True, "sigma_min": 0.01},
+    {"use_beta_sigmas": True},
+    {"use_beta_sigmas": True, "shift": 5.0, "shift_terminal": 0.1},
+    {"num_train_timesteps": 500},
+    {"num_train_timesteps": 4000, "shift": 2.0},
+    {"stochastic_sampling": True, "base_shift": 2},
+    {"use_dynamic_shifting": True},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+    {"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
+     "max_image_seq_len": 4096, "shift_terminal": 0.1},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 0.95, "max_shift": 2.05,
+     "base_image_seq_len": 1024, "max_image_seq_len": 4096, "shift_terminal": 0.1},
+    {"use_dynamic_shifting": True, "use_karras_sigmas": True, "shift_terminal": 0.1},
+    {"use_dynamic_shifting": True, "use_exponential_sigmas": True},
+    {"use_dynamic_shifting": True, "use_beta_sigmas": True, "shift_terminal": 0.2},
+    {"use_dynamic_shifting": True, "invert_sigmas": True, "max_shift": 3},
+]
+DISTILLED = [1000, 993.7, 987.5, 981.25, 975, 909.375, 725, 421.875]
+
+
+@fixture
+def sigmas():
+    """The scheduler under every setting, fed as the two pipelines feed it."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.ltx import pipeline_ltx, pipeline_ltx_condition
+
+    tensors, cases = {}, []
+
+    def keep(config, source, steps, cells, given, **arguments):
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
+        module = pipeline_ltx if source == "Linear" else pipeline_ltx_condition
+        module.retrieve_timesteps(scheduler, steps, "cpu", **arguments)
+        tensors[f"out.{len(cases)}.sigmas"] = scheduler.sigmas
+        tensors[f"out.{len(cases)}.timesteps"] = scheduler.timesteps
+        cases.append({"config": config, "source": source, "steps": steps, "cells": cells, "timesteps": given})
+
+    for config in SCHEDULES:
+        full = FlowMatchEulerDiscreteScheduler.from_config(dict(config)).config
+        scale = full["num_train_timesteps"] / 1000
+        for cells in (120, 1536, 12288) if config.get("use_dynamic_shifting") else (120,):
+            mu = pipeline_ltx.calculate_shift(cells, full["base_image_seq_len"], full["max_image_seq_len"],
+                                              full["base_shift"], full["max_shift"])
+            for steps in (1, 2, 5, 8, 40):
+                if steps == 1 and config.get("shift_terminal"):
+                    continue
+                keep(config, "Linear", steps, cells, None, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+                if not config.get("use_dynamic_shifting") and scale == 1:
+                    given = pipeline_ltx_condition.linear_quadratic_schedule(steps) * 1000
+                    keep(config, "LinearQuadratic", steps, cells, None, timesteps=given)
+            given = [t * scale for t in DISTILLED]
+            keep(config, "Linear", 0, cells, given, timesteps=given, mu=mu)
+            if not config.get("use_dynamic_shifting"):
+                keep(config, "LinearQuadratic", 0, cells, given, timesteps=given)
+    return tensors, {"cases": cases}
+
+
+@fixture
+def solver():
+    """Whole runs of the scheduler's step under made-up velocities, and guidance."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
+
+    generator = torch.Generator().manual_seed(0)
+    shape, steps = (1, 6, 8), 5
+    randn = lambda: torch.randn(shape, generator=generator)
+    tensors, start = {"in.start": randn()}, None
+    velocities = [randn() for _ in range(steps)]
+    tensors["in.velocities"] = torch.cat(velocities)
+    start = tensors["in.start"]
+    kinds = {"plain": {"shift": 3.0}, "stochastic": {"shift": 3.0, "stochastic_sampling": True}}
+    for name, config in kinds.items():
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+        torch.manual_seed(5)
+        sample = start
+        for i, (t, velocity) in enumerate(zip(scheduler.timesteps, velocities)):
+            sample = scheduler.step(velocity, t, sample, return_dict=False)[0]
+            tensors[f"out.{name}.{i}"] = sample
+    # Explicit timesteps and a shift: each token's own time is not the schedule's sigma.
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(kinds["plain"])
+    given = [1000.0, 800.0, 500.0, 300.0, 50.0]
+    held = torch.tensor([[1000.0, 900.0, 500.0, 10.0, 0.0, 777.7]])
+    for name, limit in {"time": held + 1000, "token": held}.items():
+        scheduler.set_timesteps(timesteps=given)
+        sample = start
+        for i, (t, velocity) in enumerate(zip(scheduler.timesteps, velocities)):
+            times = torch.min(t.expand(1).unsqueeze(-1), limit) if name == "token" else t.expand(1).unsqueeze(-1)
+            sample = scheduler.step(-velocity, t, sample, per_token_timesteps=times, return_dict=False)[0]
+            tensors[f"out.{name}.{i}"] = sample
+    tensors["in.held"] = held
+    a, b = velocities[:2]
+    for scale, rescale in ((3.0, 0.0), (7.5, 0.7), (1.5, 1.0)):
+        guided = a + scale * (b - a)
+        if rescale:
+            guided = rescale_noise_cfg(guided, b, guidance_rescale=rescale)
+        tensors[f"out.guided.{scale}.{rescale}"] = guided
+    return tensors, {"config": kinds["plain"], "steps": steps, "timesteps": given, "seed": 5}
 
 
 if __name__ == "__main__":
