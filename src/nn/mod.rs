@@ -1,7 +1,13 @@
 //! Layers and kernels below all families: shapes and speed, no family's name.
 
+pub mod activation;
+pub mod attention;
+pub mod embedding;
+mod kernel;
 pub mod linear;
+pub mod modulate;
 pub mod norm;
+pub mod rope;
 
 pub use linear::Linear;
 pub use norm::{layer_norm, rms_norm};
