@@ -1,3 +1,4 @@
 //! Families of models, and what they all have in common.
 
 pub mod api;
+pub mod ltx;

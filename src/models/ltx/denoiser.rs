@@ -1,0 +1,130 @@
+//! [`Denoiser`] of the family: tokens, positions and texts around the transformer.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::transformer::{LtxTransformer, TextContext, TimeContext};
+use crate::{
+    error::Result,
+    models::api::{ClipContext, Denoiser, Geometry, LatentGrid, Timestep},
+    nn::rope::Rotary,
+};
+
+/// Whose arithmetic says where a token is. The two differ in where the first frame ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum PositionRule {
+    /// `LTXPipeline`: latent frame × temporal ratio.
+    LtxPipeline,
+    /// `LTXConditionPipeline`: the pixel frame that a latent frame starts at; the first has one alone.
+    LtxConditionPipeline,
+}
+
+impl PositionRule {
+    /// Coordinates `[3, L]`, f32, of the tokens of a clip in their order: seconds, then pixels from the top and
+    /// from the left.
+    ///
+    /// Tokens that don't belong to the grid (a condition's) bring their own columns.
+    pub fn coordinates(self, grid: LatentGrid, geometry: &Geometry, fps: f64) -> Result<Tensor> {
+        let Geometry { spatial, temporal, patch, patch_t, .. } = *geometry;
+        let second = |i: usize| match self {
+            // In the reference's order, each step rounded to f32.
+            Self::LtxPipeline => i as f32 * (temporal as f64 / fps) as f32 * patch_t as f32,
+            Self::LtxConditionPipeline => {
+                let frame = (i * patch_t * temporal + 1).saturating_sub(temporal);
+                frame as f32 * (1.0 / fps) as f32
+            }
+        };
+        let pixel = |i: usize| (i * spatial * patch) as f32;
+        let (f, h, w) = (grid.frames / patch_t, grid.height / patch, grid.width / patch);
+        let mut coords = Vec::with_capacity(3 * f * h * w);
+        coords.extend((0..f * h * w).map(|token| second(token / (h * w))));
+        coords.extend((0..f * h * w).map(|token| pixel(token / w % h)));
+        coords.extend((0..f * h * w).map(|token| pixel(token % w)));
+        Ok(Tensor::from_vec(coords, (3, f * h * w), &Device::Cpu)?)
+    }
+}
+
+/// The transformer as the denoise loop sees it.
+pub struct LtxDenoiser {
+    transformer: LtxTransformer,
+    geometry: Geometry,
+    rule: PositionRule,
+    clip: Option<Clip>,
+}
+
+/// What [`Denoiser::begin`] leaves for every step.
+struct Clip {
+    rotary: Rotary,
+    texts: Vec<TextContext>,
+    /// The last shared time and what it came to: branches of a step ask for the same.
+    time: Option<(f32, TimeContext)>,
+}
+
+impl LtxDenoiser {
+    /// `geometry` has the ratios of the VAE and the patch sizes of the transformer.
+    #[must_use]
+    pub fn new(transformer: LtxTransformer, geometry: Geometry, rule: PositionRule) -> Self {
+        Self { transformer, geometry, rule, clip: None }
+    }
+}
+
+impl Denoiser for LtxDenoiser {
+    fn pack(&self, latents: &Tensor) -> Result<Tensor> {
+        let (b, c, f, h, w) = latents.dims5()?;
+        let (p, t) = (self.geometry.patch, self.geometry.patch_t);
+        if p == 1 && t == 1 {
+            return Ok(latents.flatten_from(2)?.transpose(1, 2)?.contiguous()?); // [B, F·H·W, C]
+        }
+        let x = latents.reshape(&[b, c, f / t, t, h / p, p, w / p, p][..])?;
+        let x = x.permute(&[0, 2, 4, 6, 1, 3, 5, 7][..])?; // [B, F/t, H/p, W/p, C, t, p, p]
+        Ok(x.reshape((b, (f / t) * (h / p) * (w / p), c * t * p * p))?) // [B, L, D]
+    }
+
+    fn unpack(&self, tokens: &Tensor, grid: LatentGrid) -> Result<Tensor> {
+        let (b, _, d) = tokens.dims3()?;
+        let (p, t) = (self.geometry.patch, self.geometry.patch_t);
+        let LatentGrid { frames: f, height: h, width: w } = grid;
+        let c = d / (t * p * p);
+        if p == 1 && t == 1 {
+            return Ok(tokens.transpose(1, 2)?.reshape((b, c, f, h, w))?); // [B, C, F, H, W]
+        }
+        let x = tokens.reshape(&[b, f / t, h / p, w / p, c, t, p, p][..])?;
+        let x = x.permute(&[0, 4, 1, 5, 2, 6, 3, 7][..])?; // [B, C, F/t, t, H/p, p, W/p, p]
+        Ok(x.reshape((b, c, f, h, w))?) // [B, C, F, H, W]
+    }
+
+    fn begin(&mut self, clip: &ClipContext) -> Result<()> {
+        self.clip = None;
+        let coords = self.rule.coordinates(clip.grid, &self.geometry, clip.fps)?;
+        let rotary = self.transformer.positions(&coords)?;
+        let text = |text: &crate::models::api::TextStates| self.transformer.text(&text.states, &text.mask);
+        let texts = clip.texts.iter().map(text).collect::<Result<_>>()?;
+        self.clip = Some(Clip { rotary, texts, time: None });
+        Ok(())
+    }
+
+    fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor> {
+        let (_, l, _) = tokens.dims3()?;
+        let Some(clip) = &mut self.clip else {
+            return Err(candle_core::Error::msg("a velocity was asked for before `begin`").bt().into());
+        };
+        let Some(text) = clip.texts.get(branch) else {
+            let what = format!("text {branch} was asked for, the clip has {}", clip.texts.len());
+            return Err(candle_core::Error::msg(what).bt().into());
+        };
+        let time = match timestep {
+            Timestep::PerToken(times) => self.transformer.times(times, l)?,
+            Timestep::Shared(value) => match &clip.time {
+                Some((known, time)) if known.to_bits() == value.to_bits() => time.clone(),
+                _ => {
+                    let time = self.transformer.times(&Tensor::new(&[*value], &Device::Cpu)?, l)?;
+                    clip.time = Some((*value, time.clone()));
+                    time
+                }
+            },
+        };
+        let device = tokens.device();
+        let tokens = tokens.to_device(self.transformer.device())?;
+        let velocity = self.transformer.forward(&tokens, text, &time, &clip.rotary)?;
+        Ok(velocity.to_dtype(DType::F32)?.to_device(device)?)
+    }
+}

@@ -1,0 +1,4 @@
+//! LTX-Video.
+
+pub mod denoiser;
+pub mod transformer;
