@@ -5,3 +5,5 @@ mod support;
 
 #[path = "golden/pipeline.rs"]
 mod pipeline;
+#[path = "golden/transformer.rs"]
+mod transformer;

@@ -189,6 +189,127 @@ def solver():
             guided = rescale_noise_cfg(guided, b, guidance_rescale=rescale)
         tensors[f"out.guided.{scale}.{rescale}"] = guided
     return tensors, {"config": kinds["plain"], "steps": steps, "timesteps": given, "seed": 5}
+# --- the transformer of LTX-Video ---
+
+
+def transformer(seed, **config):
+    """A small transformer with random weights, and its configuration as it would be saved."""
+    model = diffusers.LTXVideoTransformer3DModel(**config).eval()
+    randomise(model, seed)
+    return model, json.loads(model.to_json_string())
+
+
+def draw(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@fixture
+def transformer_grid():
+    """Text to video: a grid of coordinates, one time, a padded text."""
+    model, config = transformer(
+        1,
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=12,
+    )
+    grid, fps, ratios = (3, 2, 5), 25.0, (8, 32)
+    tokens, text, time = draw(2, 1, 30, 8), draw(3, 1, 9, 12), torch.tensor([743.1875])
+    mask = torch.tensor([[1.0] * 5 + [0.0] * 4])
+    scale = (ratios[0] / fps, ratios[1], ratios[1])
+    velocity = model(
+        tokens, text, time, mask, *grid, rope_interpolation_scale=scale, return_dict=False
+    )[0]
+    tensors = {"in.tokens": tokens, "in.text": text, "in.mask": mask, "in.time": time, "out.velocity": velocity}
+    return weights(model) | tensors, {"config": config, "grid": grid, "fps": fps, "ratios": ratios}
+
+
+@fixture
+def transformer_affine():
+    """Norms with weights, attention without biases, a width that is no multiple of 6, more channels out than in."""
+    model, config = transformer(
+        4,
+        in_channels=6,
+        out_channels=7,
+        num_attention_heads=2,
+        attention_head_dim=11,
+        cross_attention_dim=22,
+        num_layers=2,
+        norm_elementwise_affine=True,
+        norm_eps=1e-5,
+        caption_channels=10,
+        attention_bias=False,
+        attention_out_bias=False,
+    )
+    grid, fps, ratios = (2, 3, 4), 8.0, (8, 32)
+    tokens, text, time = draw(5, 1, 24, 6), draw(6, 1, 4, 10), torch.tensor([1000.0])
+    mask = torch.ones(1, 4)
+    scale = (ratios[0] / fps, ratios[1], ratios[1])
+    velocity = model(
+        tokens, text, time, mask, *grid, rope_interpolation_scale=scale, return_dict=False
+    )[0]
+    tensors = {"in.tokens": tokens, "in.text": text, "in.mask": mask, "in.time": time, "out.velocity": velocity}
+    return weights(model) | tensors, {"config": config, "grid": grid, "fps": fps, "ratios": ratios}
+
+
+@fixture
+def transformer_coordinates():
+    """A batch of two texts, explicit coordinates, and a time for each token."""
+    model, config = transformer(
+        7,
+        in_channels=8,
+        out_channels=None,
+        num_attention_heads=3,
+        attention_head_dim=8,
+        cross_attention_dim=24,
+        num_layers=2,
+        caption_channels=12,
+    )
+    pipeline = diffusers.LTXConditionPipeline
+    condition = pipeline._scale_video_ids(pipeline._prepare_video_ids(1, 1, 2, 3), 32, 8, frame_index=17)
+    clip = pipeline._scale_video_ids(pipeline._prepare_video_ids(1, 4, 2, 3), 32, 8)
+    coords = torch.cat([condition, clip], dim=2).float()
+    coords[:, 0] = coords[:, 0] * (1.0 / 24.0)
+    coords = torch.cat([coords, coords])
+    tokens, text = draw(8, 2, 30, 8), draw(9, 2, 8, 12)
+    mask = torch.tensor([[1.0] * 2 + [0.0] * 6, [1.0] * 6 + [0.0] * 2])
+    time = torch.tensor([50.0] * 6 + [880.25] * 12 + [300.5] * 12).repeat(2, 1)
+    velocity = model(tokens, text, time, mask, video_coords=coords, return_dict=False)[0]
+    tensors = {"in.tokens": tokens, "in.text": text, "in.mask": mask, "in.time": time, "in.coords": coords}
+    return weights(model) | tensors | {"out.velocity": velocity}, {"config": config}
+
+
+@fixture
+def transformer_positions():
+    """Position tables at the width of the published model, and the coordinates that both pipelines give."""
+    config = {"num_attention_heads": 32, "attention_head_dim": 64, "num_layers": 0, "cross_attention_dim": 2048}
+    rope = diffusers.LTXVideoTransformer3DModel(in_channels=1, out_channels=1, caption_channels=1, **config).rope
+    coords = torch.tensor([[[0.0, 0.32, 6.4, 10.24], [0.0, 32.0, 480.0, 1056.0], [0.0, 64.0, 672.0, 1888.0]]])
+    cos, sin = rope(coords, video_coords=coords)
+    grid, fps, ratios = (4, 3, 5), 24.0, (8, 32)
+    scale = (ratios[0] / fps, ratios[1], ratios[1])
+    plain = rope._prepare_video_coords(1, *grid, rope_interpolation_scale=scale, device="cpu").transpose(1, 2)
+    pipeline = diffusers.LTXConditionPipeline
+    pixels = pipeline._scale_video_ids(pipeline._prepare_video_ids(1, *grid), ratios[1], ratios[0]).float()
+    pixels[:, 0] = pixels[:, 0] * (1.0 / fps)
+    tensors = {"in.coords": coords, "out.cos": cos, "out.sin": sin, "out.plain": plain[0], "out.pixels": pixels[0]}
+    return tensors, {"grid": grid, "fps": fps, "ratios": ratios}
+
+
+@fixture
+def transformer_packing():
+    """Latents as tokens and back."""
+    latents = draw(10, 1, 3, 4, 6, 8)
+    tensors = {"in.latents": latents}
+    for patch, patch_t in ((1, 1), (2, 1), (2, 2)):
+        tokens = diffusers.LTXPipeline._pack_latents(latents, patch, patch_t)
+        grid = (4 // patch_t, 6 // patch, 8 // patch)
+        assert torch.equal(diffusers.LTXPipeline._unpack_latents(tokens, *grid, patch, patch_t), latents)
+        tensors[f"out.tokens_{patch}_{patch_t}"] = tokens
+    return tensors, {}
 
 
 if __name__ == "__main__":
