@@ -48,8 +48,51 @@ CONFIG = dict(
     temporal_compression_ratio=4,
 )
 # What a step may show: (weight, clips, frames, window side); all cost about the same.
-SHAPES = ((0.66, 8, 9, 64), (0.16, 1, 17, 128), (0.18, 14, 1, 96))
-WARM, FADE = 60, 0.3  # warm-up steps; the part of the run in which the rate falls
+SHAPES = ((0.78, 4, 9, 64), (0.04, 1, 17, 128), (0.18, 7, 1, 96))
+WARM, FADE = 30, 0.35  # warm-up steps; the part of the run in which the rate falls
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Newton-Schulz), for convolution kernels.
+
+    A kernel [O, I, kt, kh, kw] counts as O / rows matrices [rows, I·kt·kh·kw]: an
+    upsampler's kernel holds one for each of the 8 places it fills.
+    """
+
+    def __init__(self, params, lr, momentum=0.95):
+        super().__init__(params, dict(lr=lr, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.setdefault(p, {"m": torch.zeros_like(p)})
+                state["m"].lerp_(p.grad, 1 - group["momentum"])
+                g = p.grad.lerp(state["m"], group["momentum"])
+                parts = max(1, p.shape[0] // p.shape[1]) if p.shape[0] % p.shape[1] == 0 else 1
+                # Channels are laid out (out, place): rows of one place lie `parts` apart.
+                g = g.view(p.shape[0] // parts, parts, -1).transpose(0, 1)
+                g = orthogonal(g)
+                scale = max(1, g.shape[1] / g.shape[2]) ** 0.5
+                p.sub_(g.transpose(0, 1).reshape(p.shape), alpha=group["lr"] * scale)
+
+
+def orthogonal(g):
+    """About the nearest matrices with all singular values 1. [B, M, N]
+
+    Newton-Schulz, run on the small Gram matrix: the polynomials commute.
+    """
+    tall = g.shape[1] > g.shape[2]
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    gram = x @ x.mT
+    eye = torch.eye(gram.shape[1]).expand_as(gram)
+    total = eye
+    for _ in range(5):
+        p = 3.4445 * eye - 4.775 * gram + 2.0315 * (gram @ gram)
+        total, gram = p @ total, p @ gram @ p
+    x = total @ x
+    return x.mT if tall else x
 
 
 def batch(world, rng):
@@ -160,7 +203,9 @@ def main():
             p.data.copy_(e)
     ema = ema or [p.detach().clone() for p in vae.parameters()]
     learn = [p for p in vae.parameters() if p.requires_grad]
-    adam = torch.optim.AdamW(learn, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    kernels = [p for n, p in vae.named_parameters() if p.requires_grad and p.ndim == 5 and "conv_out" not in n]
+    others = [p for p in learn if not any(p is k for k in kernels)]
+    optims = [(Muon(kernels, args.rate * 12), 12), (torch.optim.AdamW(others, args.rate, betas=(0.9, 0.98)), 1)]
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
 
     ready = mp.get_context("spawn").Queue(6)
@@ -188,8 +233,8 @@ def main():
     first, saved, judged, previewed, seen = step, time.time(), time.time(), False, []
     while time.time() - begun < args.minutes * 60:
         x = ready.get()
-        for group in adam.param_groups:
-            group["lr"] = rate()
+        for optim, times in optims:
+            optim.param_groups[0]["lr"] = rate() * times
         with torch.set_grad_enabled(not args.decoder_only):
             z = vae.encode(x).latent_dist.mode()
         # Noise on the latents makes the decoder bear what the transformer gets wrong.
@@ -198,11 +243,12 @@ def main():
         loss = (y - x).abs().mean() + edges(y, x)
         if not args.decoder_only:
             loss = loss + 1e-4 * z.pow(2).mean()
-        adam.zero_grad(set_to_none=True)
+        vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learn, 1.0)
-        adam.step()
-        decay = min(0.998, 1 - 1 / (1 + 0.2 * (step - first + 1))) if first == 0 else 0.998
+        for optim, _ in optims:
+            optim.step()
+        decay = min(0.998, 1 - 1 / (1 + 0.2 * (step - first + 1)))
         torch._foreach_lerp_(ema, [p.detach() for p in vae.parameters()], 1 - decay)
         step += 1
         seen.append(loss.item())
@@ -219,7 +265,7 @@ def main():
         if now - saved > 180:
             keep()
             saved = time.time()
-        if not previewed and first == 0 and now - begun > args.preview * 60:
+        if not previewed and not args.decoder_only and now - begun > args.preview * 60:
             save(vae, ema, world, args.work / "vae_preview")
             previewed = True
     keep()
