@@ -1,0 +1,471 @@
+"""Train the transformer by rectified flow on cached latents, or look at samples.
+
+  python train_transformer.py --work .work/train --minutes 60 [--resume]
+  python train_transformer.py --work .work/train --sample "pirate ships in coffee" "a dog" --out sheet.png
+
+Data: WORK/latents/*.safetensors (`latents` [N, C, F, H, W], normalised) with a
+.jsonl of clips beside each; the folder is scanned again every minute, so the pool
+may grow during training. Captions are written afresh every time.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import glob
+import json
+import math
+import random
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+import torch.nn.functional as F
+from diffusers import LTXVideoTransformer3DModel
+from safetensors.torch import load_file
+from transformers import T5EncoderModel
+
+import captions
+import spec
+
+TEXT = 32  # tokens of a caption in training (the pipeline's 128 with a mask are the same)
+FRAME_RATE, RATIO_T, RATIO_S = 8, 4, 16
+ROPE = (RATIO_T / FRAME_RATE, RATIO_S, RATIO_S)
+
+
+def make_model(channels):
+    torch.manual_seed(0)
+    model = LTXVideoTransformer3DModel(
+        in_channels=channels, out_channels=channels, patch_size=1, patch_size_t=1, num_attention_heads=8, attention_head_dim=32, cross_attention_dim=256, num_layers=6,
+        activation_fn="gelu-approximate", qk_norm="rms_norm_across_heads", norm_elementwise_affine=False, caption_channels=256, attention_bias=True, attention_out_bias=True,
+    )
+    init(model)
+    return model
+
+
+@torch.no_grad()
+def init(model):
+    """adaLN starts as identity, and some heads start by looking at a neighbour.
+
+    Positions enter only through the rotary embedding of queries and keys, so a few
+    heads get constant query and key vectors whose rotation peaks at one offset.
+    """
+    d = 256
+    for name, p in model.named_parameters():
+        if p.ndim == 2 and "scale_shift_table" not in name:
+            torch.nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))
+        elif name.endswith("bias"):
+            p.zero_()
+    model.time_embed.linear.weight.mul_(0.05)
+    model.proj_out.weight.zero_()
+    model.scale_shift_table.zero_()
+    freqs = 10000.0 ** torch.linspace(0, 1, d // 6)
+    step = torch.tensor([ROPE[0] / 20, ROPE[1] / 2048, ROPE[2] / 2048]) * math.pi  # phase of one step along t, y, x
+    offsets = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0), (0, 0, -3), (0, 0, 3), (0, -3, 0), (0, 3, 0), (0, 0, 0), (-2, 0, 0), (2, 0, 0), (0, 2, 0), (0, -2, 0)]
+    for i, block in enumerate(model.transformer_blocks):
+        block.scale_shift_table.zero_()
+        block.scale_shift_table[[2, 5]] = 0.5
+        block.attn1.to_out[0].weight.mul_(0.5)
+        block.attn2.to_out[0].weight.mul_(0.5)
+        block.ff.net[2].weight.mul_(0.5)
+        for n, head in enumerate((2, 3, 4, 6)):
+            o = torch.tensor(offsets[(4 * i + n) % len(offsets)], dtype=torch.float)
+            # dims: 4 unrotated, then for each frequency t, y, x in pairs
+            phase = torch.cat([torch.zeros(2), (freqs[:, None] * step * o).flatten()])
+            at = slice(head * 32, head * 32 + 32)
+            pairs = phase[head * 16 : head * 16 + 16]
+            # q rotated by p, k by p + o: their product peaks where the phases cancel
+            block.attn1.to_q.bias[at] = torch.stack([pairs.cos(), pairs.sin()], 1).flatten() * 1.6
+            block.attn1.to_k.bias[at] = torch.tensor([1.6, 0.0]).repeat(16)
+
+
+class Attend:
+    """The stock attention with one matrix product for q, k, v and a leaner rotation."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        if encoder_hidden_states is None:
+            w = torch.cat([attn.to_q.weight, attn.to_k.weight, attn.to_v.weight])
+            b = torch.cat([attn.to_q.bias, attn.to_k.bias, attn.to_v.bias])
+            q, k, v = F.linear(hidden_states, w, b).chunk(3, -1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if image_rotary_emb is not None:
+            cos, sin = image_rotary_emb
+            pairs = [x.unflatten(2, (-1, 2)).unbind(-1) for x in (q, k)]
+            q, k = (torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(2) for a, b in pairs)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if attention_mask is not None:
+            attention_mask = attention_mask.view(q.shape[0], 1, 1, -1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+        return attn.to_out[0](x)
+
+
+def make_fast(model):
+    """The same function, computed faster (checked against the stock one by `--check`)."""
+    stock, kept = model.rope.forward, {}
+
+    def rope(hidden_states, f, h, w, scale, coords=None):
+        key = (f, h, w)
+        if key not in kept:
+            cos, sin = stock(hidden_states[:1].float(), f, h, w, scale, None)
+            kept[key] = (cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
+        return kept[key]
+
+    model.rope.forward = rope
+    for block in model.transformer_blocks:
+        block.attn1.set_processor(Attend())
+        block.attn2.set_processor(Attend())
+
+
+class Text:
+    """The frozen tokenizer and encoder; states are the pipeline's own (see train_text.pin)."""
+
+    def __init__(self, work):
+        import sentencepiece as spm
+
+        self.sp = spm.SentencePieceProcessor(model_file=f"{work}/tokenizer/spiece.model")
+        self.model = T5EncoderModel.from_pretrained(f"{work}/text_encoder", dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def __call__(self, texts):
+        rows = [self.sp.encode(t)[: TEXT - 1] + [1] for t in texts]
+        n = TEXT  # one length for all, so that one compiled graph serves all
+        ids = torch.tensor([r + [0] * (n - len(r)) for r in rows])
+        mask = (ids != 0).float()
+        return self.model(input_ids=ids, attention_mask=mask)[0], mask
+
+
+class Pool:
+    """All latents found so far, stills (1 frame) and videos."""
+
+    def __init__(self, folder):
+        self.folder, self.done, self.scanned = folder, set(), 0
+        self.shards = {"still": [], "video": []}
+
+    def scan(self, log=print):
+        if time.time() - self.scanned < 60 and self.done:
+            return
+        self.scanned = time.time()
+        for path in sorted(glob.glob(f"{self.folder}/*.safetensors")):
+            side = path[: -len(".safetensors")] + ".jsonl"
+            if path in self.done or not os.path.exists(side):
+                continue
+            try:
+                x = load_file(path)["latents"]
+                clips = [spec.clip_from_dict({k: d[k] for k in ("scene", "actors", "relation", "camera", "style", "seed")}) for d in map(json.loads, open(side))]
+                assert len(clips) == len(x), (len(clips), len(x))
+            except Exception as e:  # half-written: next time
+                log(f"not yet {path}: {e}")
+                continue
+            self.done.add(path)
+            self.shards["still" if x.shape[2] == 1 else "video"].append((x.half(), clips))
+        log(f"pool: {self.count('still')} stills, {self.count('video')} videos")
+
+    def count(self, kind):
+        return sum(len(c) for _, c in self.shards[kind])
+
+    def draw(self, kind, n, rng):
+        """n latents [n, C, F, H, W] and their clips; a video's first latent frame is a still."""
+        if kind == "video":
+            shards = self.shards["video"]
+        else:
+            shards = self.shards["still"] + self.shards["video"]
+        weights = [len(c) for _, c in shards]
+        xs, cs = [], []
+        for shard in rng.choices(shards, weights, k=n):
+            i = rng.randrange(len(shard[1]))
+            x = shard[0][i]
+            xs.append(x if kind == "video" else x[:, :1])
+            cs.append(shard[1][i])
+        return torch.stack(xs).float(), cs
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with all matrices of one shape orthogonalised together (fast on a CPU)."""
+
+    def __init__(self, params, lr=2e-3, momentum=0.95, weight_decay=0.01):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                shapes.setdefault(tuple(p.shape), []).append(p)
+            for (rows, cols), ps in shapes.items():
+                gs = []
+                for p in ps:
+                    m = self.state[p].setdefault("m", torch.zeros_like(p))
+                    m.lerp_(p.grad, 1 - group["momentum"])
+                    gs.append(p.grad.lerp(m, group["momentum"]))
+                x = torch.stack(gs)
+                if rows > cols:
+                    x = x.mT.contiguous()
+                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                for a, b, c in ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046)):
+                    s = x @ x.mT
+                    x = a * x + (b * s + c * (s @ s)) @ x
+                if rows > cols:
+                    x = x.mT
+                for p, u in zip(ps, x):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(u, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, cols)))
+
+
+def sigmas(n, mean, gen):
+    """Logit-normal, with a tenth uniform so that both ends are seen."""
+    s = torch.sigmoid(torch.randn(n, generator=gen) + mean)
+    u = torch.rand(n, generator=gen)
+    return torch.where(torch.rand(n, generator=gen) < 0.1, u, s).clamp(1e-3, 1)
+
+
+def pack(x):
+    return x.flatten(2).transpose(1, 2)
+
+
+def train(args):
+    torch.set_num_threads(args.threads)
+    work = args.work
+    logfile = open(f"{work}/transformer.log", "a")
+
+    def log(s):
+        print(s, flush=True)
+        logfile.write(s + "\n")
+        logfile.flush()
+
+    pool = Pool(args.latents or f"{work}/latents")
+    while not pool.count("still") + pool.count("video") >= args.least:
+        pool.scanned = 0
+        pool.scan()
+        if pool.count("still") + pool.count("video") < args.least:
+            time.sleep(10)
+    channels = (pool.shards["still"] + pool.shards["video"])[0][0].shape[1]
+    text = Text(work)
+    model = make_model(channels)
+    make_fast(model)
+    params = list(model.parameters())
+    in_blocks = {id(p) for b in model.transformer_blocks for n, p in b.named_parameters() if p.ndim == 2 and "table" not in n}
+    if args.optimizer == "muon":
+        square = [[p for p in params if id(p) in in_blocks and (p.shape[0] == p.shape[1]) == same] for same in (True, False)]
+        adamw = torch.optim.AdamW([p for p in params if id(p) not in in_blocks], lr=args.lr, betas=(0.9, 0.97), weight_decay=0.0)
+        opts = [*(Muon(ps, lr=args.lr) for ps in square), adamw]
+    else:
+        opts = [torch.optim.AdamW(params, lr=args.lr, betas=(0.9, 0.97), weight_decay=0.01)]
+    ema = [p.detach().clone() for p in params]
+    state = {"step": 0, "elapsed": 0.0, "seen_still": 0, "seen_video": 0}
+    ckpt = f"{work}/transformer.ckpt"
+    if args.resume and os.path.exists(ckpt):
+        saved = torch.load(ckpt, weights_only=False)
+        model.load_state_dict(saved["model"])
+        ema = saved["ema"]
+        for o, s in zip(opts, saved["opts"]):
+            o.load_state_dict(s)
+        state = saved["state"]
+        log(f"resumed at {state}")
+    log(f"transformer {sum(p.numel() for p in params) / 1e6:.2f} M parameters, {len(in_blocks)} matrices")
+    rng, gen = random.Random(state["step"] + 1), torch.Generator().manual_seed(state["step"] + 1)
+    limit = args.minutes * 60
+    # t is the share of the allotted time; `base` lets a resumed run keep its place
+    base, start, last_save, last_log = state["elapsed"], time.time(), time.time(), time.time()
+    workers = ThreadPoolExecutor(args.workers)
+    quart, qn, seen = torch.zeros(2, 4), torch.zeros(2, 4), 0
+
+    def save():
+        torch.save({"model": model.state_dict(), "ema": ema, "opts": [o.state_dict() for o in opts], "state": state}, ckpt + ".part")
+        os.replace(ckpt + ".part", ckpt)
+        tmp = make_model(channels)
+        for p, e in zip(tmp.parameters(), ema):
+            p.data.copy_(e)
+        tmp.save_pretrained(f"{work}/transformer.part")
+        shutil.rmtree(f"{work}/transformer", ignore_errors=True)
+        os.rename(f"{work}/transformer.part", f"{work}/transformer")
+
+    def half(x, clips, kind, condition, seed):
+        """Loss and gradients of one worker's part of the batch."""
+        g = torch.Generator().manual_seed(seed)
+        r = random.Random(seed)
+        n, _, f, h, w = x.shape
+        texts = ["" if r.random() < 0.1 else captions.caption(c, r) for c in clips]
+        states, mask = text(texts)
+        x0 = pack(x)
+        s = sigmas(n, args.mean_still if kind == "still" else args.mean_video, g)
+        noise = torch.randn(x0.shape, generator=g)
+        if condition:  # one latent frame stays clean, at timestep 0, without loss
+            frame = torch.where(torch.rand(n, generator=g) < 0.6, 0, torch.randint(0, f, (n,), generator=g))
+            clean = (torch.arange(f)[None] == frame[:, None]).repeat_interleave(h * w, 1)
+            st = torch.where(clean, 0.0, s[:, None])
+            xt = (1 - st[..., None]) * x0 + st[..., None] * noise
+            t, weight = st * 1000, (~clean).float()[..., None]
+        else:
+            xt = (1 - s[:, None, None]) * x0 + s[:, None, None] * noise
+            t, weight = s * 1000, None
+        out = model(xt, states, t, mask, f, h, w, ROPE, return_dict=False)[0]
+        err = (out - (noise - x0)) ** 2
+        if weight is not None:
+            err = err * weight / weight.mean()
+        each = err.mean((1, 2))
+        grads = torch.autograd.grad(each.sum(), params, allow_unused=True)
+        return each.detach(), s, grads
+
+    if args.compile:
+        model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        begun = time.time()
+        for kind, frames, n, condition in (("still", 1, args.batch_still, False), ("video", 5, args.batch_video, False), ("video", 5, args.batch_video, True)):
+            if kind == "still" or args.stills < 1:
+                n //= args.workers
+                half(torch.randn(n, channels, frames, 8, 8), [spec.sample(rng) for _ in range(n)], kind, condition, 0)
+                log(f"compiled {kind} {time.time() - begun:.0f} s")
+        start = last_save = last_log = time.time()
+    while True:
+        elapsed = base + time.time() - start
+        t = elapsed / limit
+        if t >= 1:
+            break
+        pool.scan(log)
+        kind = "still"
+        if t >= args.stills and pool.count("video") > 0 and rng.random() >= args.still_share:
+            kind = "video"
+        condition = kind == "video" and t > args.stills + 0.15 and rng.random() < 0.12
+        n = args.batch_still if kind == "still" else args.batch_video
+        x, clips = pool.draw(kind, n, rng)
+        k = args.workers
+        jobs = [workers.submit(half, x[i::k], clips[i::k], kind, condition, rng.getrandbits(40)) for i in range(k)]
+        done = [j.result() for j in jobs]
+        for i, p in enumerate(params):
+            gs = [d[2][i] for d in done if d[2][i] is not None]
+            p.grad = sum(gs[1:], gs[0]) / n if gs else None
+        norm = torch.nn.utils.clip_grad_norm_(params, 1.0).item()
+        lr = args.lr * min(1, (state["step"] + 1) / 40) * min(1, max(0.03, (1 - t) / args.decay))
+        for o in opts:
+            for group in o.param_groups:
+                group["lr"] = lr
+        for j in [workers.submit(o.step) for o in opts]:
+            j.result()
+        state["step"] += 1
+        keep = 1 - 1 / max(10, min(args.ema * state["step"], 500))
+        with torch.no_grad():
+            torch._foreach_lerp_(ema, params, 1 - keep)
+        state["seen_" + kind] += n
+        state["elapsed"] = base + time.time() - start
+        seen += n
+        row = 0 if kind == "still" else 1
+        for each, s, _ in done:
+            q = (s * 4).long().clamp(max=3)
+            quart[row].index_add_(0, q, each)
+            qn[row].index_add_(0, q, torch.ones_like(each))
+        if state["step"] % args.log_every == 0:
+            now = time.time()
+            q = (quart / qn.clamp(min=1)).tolist()
+            log(f"step {state['step']} {state['elapsed']:.0f} s still {[round(v, 3) for v in q[0]]} video {[round(v, 3) for v in q[1]]} norm {norm:.2f} lr {lr:.1e} {seen / (now - last_log):.1f} samples/s seen {state['seen_still']}+{state['seen_video']}")
+            last_log, seen = now, 0
+            quart.zero_()
+            qn.zero_()
+        if time.time() - last_save > args.save_every:
+            last_save = time.time()
+            save()
+    save()
+    log(f"done {state}")
+
+
+def pipeline(work, transformer=None, shift=None):
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
+    from transformers import T5TokenizerFast
+
+    return LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift or 1.0, use_dynamic_shifting=False),
+        vae=AutoencoderKLLTXVideo.from_pretrained(f"{work}/vae", torch_dtype=torch.float32).eval(),
+        text_encoder=T5EncoderModel.from_pretrained(f"{work}/text_encoder", dtype=torch.float32).eval(),
+        tokenizer=T5TokenizerFast.from_pretrained(f"{work}/tokenizer"),
+        transformer=LTXVideoTransformer3DModel.from_pretrained(transformer or f"{work}/transformer", torch_dtype=torch.float32).eval(),
+    )
+
+
+def sheet(args):
+    from PIL import Image, ImageDraw
+
+    torch.set_num_threads(args.threads * args.workers)
+    pipe = pipeline(args.work, args.transformer, args.shift)
+    pipe.set_progress_bar_config(disable=True)
+    start = time.time()
+    gens = [torch.Generator().manual_seed(args.seed + i) for i in range(len(args.sample))]
+    with torch.no_grad():
+        videos = pipe(
+            prompt=args.sample, width=128, height=128, num_frames=args.frames, frame_rate=FRAME_RATE, num_inference_steps=args.steps, guidance_scale=args.guidance,
+            guidance_rescale=args.rescale, generator=gens, output_type="np", max_sequence_length=128,
+        ).frames
+    print(f"{time.time() - start:.1f} s")
+    picks = [0] if args.frames == 1 else [round(i * (args.frames - 1) / 4) for i in range(5)]
+    per = 6 if args.frames == 1 else 2
+    cell_w, cell_h = len(picks) * 130 + 6, 144
+    rows = math.ceil(len(videos) / per)
+    out = Image.new("RGB", (per * cell_w, rows * cell_h), "white")
+    draw = ImageDraw.Draw(out)
+    for i, v in enumerate(videos):
+        x, y = i % per * cell_w, i // per * cell_h
+        draw.text((x + 2, y), args.sample[i][: 100 if args.frames > 1 else 22], fill="black")
+        for j, k in enumerate(picks):
+            out.paste(Image.fromarray((v[k] * 255).clip(0, 255).astype("uint8")), (x + j * 130, y + 14))
+    out.save(args.out)
+
+
+def check():
+    """The fast forward equals the stock one, also with a timestep per token."""
+    a, b = make_model(48).eval(), make_model(48).eval()
+    for p in a.parameters():
+        p.data += torch.randn_like(p) * 0.05
+    b.load_state_dict(a.state_dict())
+    make_fast(b)
+    x, c, m = torch.randn(3, 320, 48), torch.randn(3, 9, 256), torch.ones(3, 9)
+    m[1, 5:] = 0
+    for t in (torch.rand(3) * 1000, torch.rand(3, 320) * 1000):
+        with torch.no_grad():
+            u, v = (q(x, c, t, m, 5, 8, 8, ROPE, return_dict=False)[0] for q in (a, b))
+        print("fast against stock:", (u - v).abs().max().item(), "of", u.abs().max().item())
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--work", default=".work/train")
+    ap.add_argument("--latents", default=None)
+    ap.add_argument("--least", type=int, default=1000, help="wait until the pool holds this many")
+    ap.add_argument("--minutes", type=float, default=60)
+    ap.add_argument("--resume", action="store_true")
+    ap.add_argument("--threads", type=int, default=1, help="threads within an operation, per worker")
+    ap.add_argument("--workers", type=int, default=2, help="parts of a batch computed side by side")
+    ap.add_argument("--optimizer", default="muon", choices=("muon", "adamw"))
+    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--decay", type=float, default=0.3, help="share of the time over which the rate falls to the end")
+    ap.add_argument("--ema", type=float, default=0.08, help="EMA horizon as a share of the steps so far")
+    ap.add_argument("--batch-still", type=int, default=96)
+    ap.add_argument("--batch-video", type=int, default=24)
+    ap.add_argument("--stills", type=float, default=0.33, help="share of the time on stills alone")
+    ap.add_argument("--still-share", type=float, default=0.2)
+    ap.add_argument("--mean-still", type=float, default=0.3)
+    ap.add_argument("--mean-video", type=float, default=0.7)
+    ap.add_argument("--log-every", type=int, default=20)
+    ap.add_argument("--save-every", type=float, default=180)
+    ap.add_argument("--no-compile", dest="compile", action="store_false")
+    ap.add_argument("--check", action="store_true")
+    ap.add_argument("--sample", nargs="+")
+    ap.add_argument("--transformer", default=None)
+    ap.add_argument("--out", default="sheet.png")
+    ap.add_argument("--frames", type=int, default=17)
+    ap.add_argument("--steps", type=int, default=25)
+    ap.add_argument("--guidance", type=float, default=3.0)
+    ap.add_argument("--rescale", type=float, default=0.0)
+    ap.add_argument("--shift", type=float, default=2.0)
+    ap.add_argument("--seed", type=int, default=0)
+    args = ap.parse_args()
+    if args.check:
+        check()
+    elif args.sample:
+        sheet(args)
+    else:
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
