@@ -3,8 +3,8 @@
     python encode.py --work .work/train --clips 6144 --stills 4096
 
 Adds shards to WORK/latents: NNNN.safetensors with `latents` f16 [N, C, F, H, W],
-already normalised by the autoencoder's mean and spread (F = 5, or 1 for stills),
-and NNNN.jsonl with the clip of each row. Run again, it goes on where it stopped:
+already normalised (F = 5, or 1 for stills), by the basis that the autoencoder
+imitates, and NNNN.jsonl with the clip of each row. Run again, it goes on where it stopped:
 the seeds follow from the shard's number, so shards can also be made in parallel
 (--only even / odd).
 """
@@ -19,29 +19,21 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from diffusers import AutoencoderKLLTXVideo
 from safetensors.torch import save_file
 
 import spec
+from basis import Basis
 from world import World
 
 SHARD, STILLS = 512, 2048
 
 
-@torch.no_grad()
-def encode(vae, video):
-    """f32 [B, 3, F, H, W] → normalised latents f16 [B, C, f, h, w]."""
-    z = vae.encode(video).latent_dist.mode()
-    mean, std = (v.view(1, -1, 1, 1, 1) for v in (vae.latents_mean, vae.latents_std))
-    return ((z - mean) / std).half()
-
-
-def shard(vae, world, number, rows, frames, stage, folder, name):
+def shard(basis, world, number, rows, frames, stage, folder, name):
     """Write one shard; the sidecar first, so that a shard is never without it."""
     rng = random.Random(f"{name}{number}")
     clips = [spec.sample(rng, stage) for _ in range(rows)]
     step = 8 if frames > 1 else 64
-    latents = [encode(vae, world.render(clips[i : i + step], frames)) for i in range(0, rows, step)]
+    latents = [basis.encode(world.render(clips[i : i + step], frames)).half() for i in range(0, rows, step)]
     path = folder / f"{name}{number:04d}.safetensors"
     lines = [json.dumps(dataclasses.asdict(c)) for c in clips]
     path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
@@ -52,7 +44,6 @@ def shard(vae, world, number, rows, frames, stage, folder, name):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(".work/train"))
-    parser.add_argument("--vae", type=Path, help="default: WORK/vae")
     parser.add_argument("--out", type=Path, help="default: WORK/latents")
     parser.add_argument("--clips", type=int, default=6144)
     parser.add_argument("--stills", type=int, default=4096)
@@ -62,7 +53,7 @@ def main():
     torch.set_num_threads(args.threads)
     folder = args.out or args.work / "latents"
     folder.mkdir(parents=True, exist_ok=True)
-    vae = AutoencoderKLLTXVideo.from_pretrained(args.vae or args.work / "vae").eval()
+    basis = Basis(args.work / "basis.pt")
     world = World(args.work / "sprites.pt")
     # Some videos first, then all stills, then the other videos.
     jobs = [("", i, SHARD, 17) for i in range(-(-args.clips // SHARD))]
@@ -71,7 +62,7 @@ def main():
         mine = args.only is None or (number % 2 == 0) == (args.only == "even")
         if mine and not (folder / f"{name}{number:04d}.safetensors").exists():
             stage = "simple" if name == "" and number < 2 else "main"
-            shard(vae, world, number, rows, frames, stage, folder, name)
+            shard(basis, world, number, rows, frames, stage, folder, name)
             print(f"{name}{number:04d}: {rows}", flush=True)
 
 

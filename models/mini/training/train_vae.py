@@ -1,11 +1,14 @@
 """Train the video autoencoder on endless fresh clips of the world.
 
+The latents are those of `basis.py`: the encoder learns to imitate them, the decoder
+to make good pixels of them, so either can be improved at any time.
+
     python train_vae.py --work .work/train --minutes 38
-    python train_vae.py --work .work/train --minutes 30 --resume --decoder-only
+    python train_vae.py --work .work/train --minutes 30 --resume --no-encoder
 
 16× smaller in space, 4× in time, 48 channels: 17×128×128 → 5×8×8. Writes
 WORK/vae (a diffusers folder, weights averaged over the run, latents_mean and
-latents_std measured), WORK/vae.ckpt on the way, WORK/vae_recon.png to look at.
+latents_std 0 and 1), WORK/vae.ckpt on the way, WORK/vae_recon.png to look at.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
 
 import spec
+from basis import Basis
 from sheet import sheet
 from world import World
 
@@ -141,34 +145,22 @@ def held_out(world, n):
 
 
 @torch.no_grad()
-def reconstruct(vae, video):
-    out = []
-    for v in video.split(4):
-        out.append(vae.decode(vae.encode(v).latent_dist.mode(), return_dict=False)[0])
-    return torch.cat(out)
+def judge(vae, basis, probe):
+    """(videos decoded from true latents, share of the latents the encoder misses)."""
+    out, miss = [], 0
+    for v in probe.split(4):
+        z = basis.encode(v)
+        out.append(vae.decode(z, return_dict=False)[0])
+        miss += (vae.encode(v).latent_dist.mode() - z).pow(2).mean() / z.pow(2).mean()
+    return torch.cat(out), (miss / len(probe.split(4))).item()
 
 
-@torch.no_grad()
-def measure_latents(vae, world, n=320):
-    """Store the mean and spread of each latent channel in the model's buffers."""
-    rng = random.Random(424242)
-    total = []
-    for _ in range(n // 8):
-        z = vae.encode(world.render([spec.sample(rng) for _ in range(8)])).latent_dist.mode()
-        total.append(z.transpose(0, 1).flatten(1))
-    z = torch.cat(total, 1)
-    vae.latents_mean.copy_(z.mean(1))
-    vae.latents_std.copy_(z.std(1))
-
-
-def save(vae, ema, world, folder):
-    """A diffusers folder with the averaged weights."""
+def average(vae, ema):
+    """A copy with the averaged weights."""
     copy = AutoencoderKLLTXVideo(**CONFIG).eval()
     copy.load_state_dict(vae.state_dict())
     for p, e in zip(copy.parameters(), ema):
         p.data.copy_(e)
-    measure_latents(copy, world)
-    copy.save_pretrained(folder)
     return copy
 
 
@@ -181,13 +173,13 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from WORK/vae.ckpt")
-    parser.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
+    parser.add_argument("--no-encoder", action="store_true", help="the decoder only")
     args = parser.parse_args()
     begun = time.time()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     sprites = args.work / "sprites.pt"
-    world = World(sprites)
+    world, basis = World(sprites), Basis(args.work / "basis.pt")
 
     vae = AutoencoderKLLTXVideo(**CONFIG)
     ckpt = args.work / "vae.ckpt"
@@ -197,15 +189,13 @@ def main():
         vae.load_state_dict(state["vae"])
         ema, step = state["ema"], state["step"]
     vae.train()
-    vae.encoder.requires_grad_(not args.decoder_only)
-    if args.decoder_only:  # the encoder whose latents are in use is the averaged one
-        for p, e in zip(vae.parameters(), ema):
-            p.data.copy_(e)
     ema = ema or [p.detach().clone() for p in vae.parameters()]
-    learn = [p for p in vae.parameters() if p.requires_grad]
-    kernels = [p for n, p in vae.named_parameters() if p.requires_grad and p.ndim == 5 and "conv_out" not in n]
-    others = [p for p in learn if not any(p is k for k in kernels)]
-    optims = [(Muon(kernels, args.rate * 12), 12), (torch.optim.AdamW(others, args.rate, betas=(0.9, 0.98)), 1)]
+    optims = []  # [(optimizer, its rate over ours, whether it is the encoder's)]
+    for part in (vae.encoder, vae.decoder):
+        kernels = [p for n, p in part.named_parameters() if p.ndim == 5 and "conv_out" not in n]
+        others = [p for p in part.parameters() if not any(p is k for k in kernels)]
+        optims.append((Muon(kernels, args.rate), 12, part is vae.encoder))
+        optims.append((torch.optim.AdamW(others, args.rate, betas=(0.9, 0.98)), 1, part is vae.encoder))
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
 
     ready = mp.get_context("spawn").Queue(6)
@@ -221,33 +211,32 @@ def main():
         torch.save({"vae": vae.state_dict(), "ema": ema, "step": step}, ckpt.with_suffix(".tmp"))
         os.replace(ckpt.with_suffix(".tmp"), ckpt)
 
-    def look():
-        raw = [p.detach().clone() for p in vae.parameters()]
-        for p, e in zip(vae.parameters(), ema):
-            p.data.copy_(e)
-        out = reconstruct(vae, probe)
-        for p, r in zip(vae.parameters(), raw):
-            p.data.copy_(r)
-        return out
+    def report(model):
+        out, miss = judge(model, basis, probe)
+        minutes = (time.time() - begun) / 60
+        print(f"{minutes:.1f} min, held-out PSNR {psnr(out, probe):.2f} dB, encoder misses {miss:.3f}", flush=True)
+        pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
+        sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
 
-    first, saved, judged, previewed, seen = step, time.time(), time.time(), False, []
+    first, saved, judged, previewed, seen = step, begun, begun, False, []
     while time.time() - begun < args.minutes * 60:
         x = ready.get()
-        for optim, times in optims:
+        for optim, times, _ in optims:
             optim.param_groups[0]["lr"] = rate() * times
-        with torch.set_grad_enabled(not args.decoder_only):
-            z = vae.encode(x).latent_dist.mode()
+        with torch.no_grad():
+            z = basis.encode(x)
         # Noise on the latents makes the decoder bear what the transformer gets wrong.
-        noisy = z + torch.randn_like(z) * (0.08 * random.random() * z.detach().std())
-        y = vae.decode(noisy, return_dict=False)[0]
-        loss = (y - x).abs().mean() + edges(y, x)
-        if not args.decoder_only:
-            loss = loss + 1e-4 * z.pow(2).mean()
+        y = vae.decode(z + torch.randn_like(z) * 0.12 * random.random(), return_dict=False)[0]
+        loss = (y - x).abs().mean() + 0.5 * edges(y, x)
+        imitate = not args.no_encoder and step % 3 == 0
         vae.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(learn, 1.0)
-        for optim, _ in optims:
-            optim.step()
+        if imitate:
+            (vae.encode(x).latent_dist.mode() - z).pow(2).mean().backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optim, _, encoder in optims:
+            if imitate or not encoder:
+                optim.step()
         decay = min(0.998, 1 - 1 / (1 + 0.2 * (step - first + 1)))
         torch._foreach_lerp_(ema, [p.detach() for p in vae.parameters()], 1 - decay)
         step += 1
@@ -257,24 +246,19 @@ def main():
             print(f"{(now - begun) / 60:.1f} min, step {step}, loss {sum(seen) / len(seen):.4f}, rate {rate():.1e}, queue {ready.qsize()}", flush=True)
             seen = []
         if now - judged > 240:
-            out = look()
-            print(f"{(now - begun) / 60:.1f} min, held-out PSNR {psnr(out, probe):.2f} dB", flush=True)
-            pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
-            sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
+            report(average(vae, ema))
             judged = time.time()
         if now - saved > 180:
             keep()
             saved = time.time()
-        if not previewed and not args.decoder_only and now - begun > args.preview * 60:
-            save(vae, ema, world, args.work / "vae_preview")
+        if not previewed and now - begun > args.preview * 60:
+            average(vae, ema).save_pretrained(args.work / "vae_preview")
             previewed = True
     keep()
     worker.terminate()
-    final = save(vae, ema, world, args.work / "vae")
-    out = reconstruct(final, probe)
-    print(f"final, step {step}, held-out PSNR {psnr(out, probe):.2f} dB", flush=True)
-    pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
-    sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
+    final = average(vae, ema)
+    final.save_pretrained(args.work / "vae")
+    report(final)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""The latents: what 48 numbers say most about a block of pixels.
+
+    python basis.py --work .work/train
+
+A clip of 1 + 4n frames is cut into blocks of 16×16 pixels, the first frame by
+itself, then four frames at a time. Each block is written in the 48 directions in
+which blocks of the world vary most (principal components). Being linear, this is
+there at once, uses all channels, and leaves the autoencoder two plain tasks: the
+encoder imitates it, the decoder makes pixels of it. Writes WORK/basis.pt.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+import spec
+from world import World
+
+CHANNELS, SIDE, SPAN = 48, 16, 4
+# Latents are scaled to a spread of (component's spread)^TILT, not to 1: brightness
+# and large shapes stand out of the noise before detail does.
+TILT = 0.25
+
+
+def blocks(video):
+    """f32 [B, 3, 1 + 4n, H, W] → first [B, h, w, 768], rest [B, n, h, w, 3072]."""
+    cut = lambda v, t: v.unfold(2, t, t).unfold(3, SIDE, SIDE).unfold(4, SIDE, SIDE).permute(0, 2, 3, 4, 1, 5, 6, 7)
+    first = cut(video[:, :, :1], 1).flatten(4)[:, 0]
+    return first, cut(video[:, :, 1:], SPAN).flatten(4) if video.shape[2] > 1 else None
+
+
+def components(count, total, square, n):
+    """(mean [D], directions [D, C], spreads [C]) of sums over n samples."""
+    mean = total / n
+    cov = square / n - mean[:, None] * mean
+    q = torch.linalg.qr(torch.randn(len(mean), count + 32))[0]
+    for _ in range(12):
+        q = torch.linalg.qr(cov @ q)[0]
+    values, turn = torch.linalg.eigh(q.T @ cov @ q)
+    return mean, (q @ turn).flip(1)[:, :count], values.flip(0)[:count].clamp(min=1e-8).sqrt()
+
+
+class Basis:
+    """Latents of videos. The still and the moving components are matched in order."""
+
+    def __init__(self, file):
+        self.parts = torch.load(file)
+
+    def encode(self, video):
+        """f32 [B, 3, 1 + 4n, H, W] → [B, 48, 1 + n, H / 16, W / 16], normalised."""
+        first, rest = blocks(video)
+        out = [self._project(first, "first").unsqueeze(1)]
+        if rest is not None:
+            out.append(self._project(rest, "rest"))
+        return torch.cat(out, 1).permute(0, 4, 1, 2, 3).contiguous()
+
+    def _project(self, x, part):
+        mean, directions, spreads = self.parts[part]
+        middle = spreads.log().mean().exp()
+        return (x - mean) @ (directions * ((spreads / middle) ** TILT / spreads))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(".work/train"))
+    parser.add_argument("--clips", type=int, default=240)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    world, rng = World(args.work / "sprites.pt"), random.Random(5)
+    sums = {}
+    for _ in range(args.clips // 12):
+        firsts, rests = blocks(world.render([spec.sample(rng) for _ in range(12)]))
+        for name, x in (("first", firsts), ("rest", rests)):
+            x = x.flatten(0, -2)
+            x = x[torch.randperm(len(x))[:1000]]
+            n, total, square = sums.get(name, (0, 0, 0))
+            sums[name] = n + len(x), total + x.sum(0), square + x.T @ x
+    parts = {k: components(CHANNELS, total, square, n) for k, (n, total, square) in sums.items()}
+    # Match signs: a moving component points where the still one does when nothing moves.
+    still, moving = parts["first"][1], parts["rest"][1].view(3, SPAN, -1, CHANNELS).mean(1).reshape(-1, CHANNELS)
+    sign = (still * moving).sum(0).sign()
+    sign[sign == 0] = 1
+    parts["first"] = (parts["first"][0], still * sign, parts["first"][2])
+    torch.save(parts, args.work / "basis.pt")
+
+
+if __name__ == "__main__":
+    main()
