@@ -183,6 +183,11 @@ pub struct Drawn {
     pub global: usize,
 }
 
+impl Drawn {
+    /// What an ordinary render has drawn when its latents are done.
+    pub const INITIAL_NOISE: Self = Self { clip: 1, global: 0 };
+}
+
 /// The two generators of a reference run, seeded alike: `torch.manual_seed(seed)` for what its layers and its
 /// stochastic solver draw, and `generator=torch.Generator("cpu").manual_seed(seed)` for the pipeline's own noise.
 #[derive(Debug, Clone)]

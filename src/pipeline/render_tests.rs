@@ -1,0 +1,180 @@
+use serde_json::json;
+
+use super::*;
+use crate::{
+    event::Silent,
+    pipeline::fake::{Fake, Recorder},
+    video::Frames,
+};
+
+fn request() -> RenderRequest {
+    RenderRequest {
+        prompt: "four".into(),
+        negative_prompt: "no".into(),
+        spec: VideoSpec { width: 32, height: 48, frames: 5, fps: 8.0 },
+        steps: 3,
+        guidance: 3.0,
+        guidance_rescale: 0.0,
+        seed: 11,
+        max_sequence_length: 16,
+        timesteps: None,
+        decode: DecodeOptions { timestep: 0.5, ..DecodeOptions::default() },
+        latents: None,
+        start: 0,
+        drawn: Drawn::default(),
+    }
+}
+
+fn renderer<'a>(fake: &'a Fake, reporter: &'a dyn Reporter) -> Renderer<'a> {
+    Renderer { checkpoint: fake, place: Placement { device: Device::Cpu, dtype: DType::F32 }, reporter }
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().expect("flat").to_vec1().expect("f32")
+}
+
+/// The whole way; gives the latents and the frames.
+fn render(renderer: &Renderer<'_>, request: &RenderRequest) -> Result<(Denoised, Vec<Vec<u8>>)> {
+    renderer.check(request)?;
+    let texts = renderer.encode(request)?;
+    let done = renderer.denoise(request, texts, &mut |_| Ok(()))?;
+    let mut sink = Frames::default();
+    renderer.decode(&done.latents, &request.spec, request.seed, done.drawn, &request.decode, &mut sink)?;
+    Ok((done, sink.0.into_iter().map(|frame| frame.rgb).collect()))
+}
+
+fn refusal(change: impl FnOnce(&mut RenderRequest)) -> (String, Option<String>) {
+    let fake = Fake::new(json!({}));
+    let mut request = request();
+    change(&mut request);
+    let error = renderer(&fake, &Silent).check(&request).expect_err("refused");
+    assert_eq!(error.kind(), crate::ErrorKind::Usage);
+    (error.to_string(), error.hint())
+}
+
+#[test]
+fn refuses_before_anything_is_loaded() {
+    let told = |change: fn(&mut RenderRequest)| refusal(change).0;
+    assert_eq!(told(|r| r.prompt = " \n".into()), "invalid prompt: it is empty");
+    assert_eq!(
+        refusal(|r| r.spec.frames = 6),
+        ("invalid frame count 6: expected 4k+1".into(), Some("pass --frames 5 or --frames 9".into()))
+    );
+    assert_eq!(told(|r| r.steps = 0), "invalid step count 0: expected at least 1");
+    assert_eq!(told(|r| r.guidance = -1.0), "invalid guidance -1: expected a number from 0 on");
+    assert_eq!(told(|r| r.guidance = f64::NAN), "invalid guidance NaN: expected a number from 0 on");
+    assert_eq!(
+        told(|r| r.guidance_rescale = 1.5),
+        "invalid guidance rescale 1.5: expected a number from 0 to 1"
+    );
+    assert_eq!(told(|r| r.spec.fps = 0.0), "invalid frame rate 0: expected a number above 0");
+    assert_eq!(told(|r| r.max_sequence_length = 0), "invalid prompt length 0: expected at least 1 token");
+    assert!(told(|r| r.timesteps = Some(vec![1.0, 2.0])).contains("less than the one before"));
+    assert!(told(|r| r.decode.timestep = 2.0).contains("decode timestep"));
+    assert!(told(|r| r.decode.tiling.spatial = Some((64, 65))).contains("stride"));
+    assert!(told(|r| r.start = 1).contains("only saved latents"));
+    let latents = |shape: &[usize]| Some(Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros"));
+    let wrong = refusal(|r| r.latents = latents(&[1, 2, 2, 4, 4])).0;
+    assert_eq!(
+        wrong,
+        "invalid latents of shape [1, 2, 2, 4, 4]: expected [1, 2, 2, 6, 4] for 5 frames of 32x48"
+    );
+    let finished = refusal(|r| (r.latents, r.start) = (latents(&[1, 2, 2, 6, 4]), 3)).0;
+    assert!(finished.contains("less than the 3 steps"), "{finished}");
+    let fake = Fake::new(json!({}));
+    renderer(&fake, &Silent).check(&request()).expect("a good request");
+    assert_eq!(fake.most_alive.into_inner(), 0);
+}
+
+#[test]
+fn goes_the_whole_way_one_stage_at_a_time() {
+    let fake = Fake::new(json!({}));
+    let recorder = Recorder::default();
+    let (done, frames) = render(&renderer(&fake, &recorder), &request()).expect("a clip");
+    // "no" has 2 letters and "four" has 4: 2 + 3 · (4 − 2).
+    assert!(values(&done.latents).iter().all(|v| (v - 8.0).abs() < 1e-4));
+    assert_eq!((done.finished_steps, done.steps, done.cancelled), (3, 3, false));
+    assert_eq!(done.drawn, Drawn::INITIAL_NOISE);
+    assert_eq!(frames.len(), 5);
+    assert!(frames.iter().all(|rgb| rgb.len() == 32 * 48 * 3));
+    assert_eq!(fake.most_alive.load(std::sync::atomic::Ordering::SeqCst), 1);
+    let load = ["load 0/1", "load 1/1", "load done"];
+    let mut script: Vec<&str> = Vec::new();
+    script.extend(load);
+    script.extend(["encodeprompt 0/2", "encodeprompt 1/2", "encodeprompt 2/2", "encodeprompt done"]);
+    script.extend(load);
+    script.extend(["denoise 0/3", "denoise 1/3", "denoise 2/3", "denoise 3/3", "denoise done"]);
+    script.extend(load);
+    script.extend([
+        "decode 0/5",
+        "decode 1/5",
+        "decode 2/5",
+        "decode 3/5",
+        "decode 4/5",
+        "decode 5/5",
+        "decode done",
+    ]);
+    assert_eq!(recorder.script(), script);
+}
+
+#[test]
+fn says_what_was_cut_off() {
+    let fake = Fake::new(json!({}));
+    let recorder = Recorder::default();
+    let long = RenderRequest { prompt: "0123456789abcdefghij".into(), guidance: 1.0, ..request() };
+    let texts = renderer(&fake, &recorder).encode(&long).expect("text states");
+    assert_eq!(texts.len(), 1);
+    let told = "the prompt is longer than 16 tokens, this part is not heard: `ghij`";
+    assert!(recorder.script().iter().any(|line| line == told), "{:?}", recorder.script());
+}
+
+#[test]
+fn a_stopped_render_goes_on_to_the_same_frames() {
+    for config in [json!({}), json!({ "stochastic_sampling": true })] {
+        let fake = Fake::new(config);
+        let (whole, expected) = render(&renderer(&fake, &Silent), &request()).expect("a clip");
+        let recorder = Recorder { stop_at: Some(1), ..Recorder::default() };
+        let stopping = renderer(&fake, &recorder);
+        let texts = stopping.encode(&request()).expect("text states");
+        let stopped = stopping.denoise(&request(), texts, &mut |_| Ok(())).expect("a stop");
+        assert_eq!((stopped.finished_steps, stopped.cancelled), (1, true));
+        let rest = RenderRequest {
+            latents: Some(stopped.latents),
+            start: stopped.finished_steps,
+            drawn: stopped.drawn,
+            ..request()
+        };
+        let (done, frames) = render(&renderer(&fake, &Silent), &rest).expect("the rest");
+        assert_eq!(values(&done.latents), values(&whole.latents));
+        assert_eq!(done.drawn, whole.drawn);
+        assert!(frames == expected);
+    }
+}
+
+#[test]
+fn given_latents_are_used_and_draw_nothing() {
+    let fake = Fake::new(json!({}));
+    let latents = Tensor::zeros((1, 2, 2, 6, 4), DType::F32, &Device::Cpu).expect("zeros");
+    let given = RenderRequest { latents: Some(latents), ..request() };
+    let renderer = renderer(&fake, &Silent);
+    let texts = renderer.encode(&given).expect("text states");
+    let mut first = None;
+    let mut hook = |step: &super::super::denoise::Step<'_>| {
+        first.get_or_insert(values(&step.latents()?));
+        Ok(())
+    };
+    let done = renderer.denoise(&given, texts, &mut hook).expect("latents");
+    assert_eq!(done.drawn, Drawn::default());
+    let first = first.expect("a step");
+    assert!(first.iter().all(|v| *v == first[0]), "all tokens began alike");
+}
+
+#[test]
+fn stops_while_loading_and_decoding() {
+    for phase in [Phase::EncodePrompt, Phase::Decode] {
+        let fake = Fake::new(json!({}));
+        let recorder = Recorder { stop_in: Some(phase), ..Recorder::default() };
+        let error = render(&renderer(&fake, &recorder), &request()).expect_err("stopped");
+        assert_eq!(error.kind(), crate::ErrorKind::Cancelled);
+    }
+}
