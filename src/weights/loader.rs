@@ -111,12 +111,15 @@ impl Loader {
     }
 
     /// Ends the loading of everything below this loader's prefix: keys that nobody read are an error,
-    /// except those that end in one of `ignore`.
+    /// except those that end in one of `ignore`, or begin with one that itself ends in a dot.
     pub fn finish(&self, ignore: &[&str]) -> Result<()> {
         let below = if self.prefix.is_empty() { String::new() } else { format!("{}.", self.prefix) };
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unused = self.weights.keys().filter(|key| {
-            key.starts_with(&below) && !read.contains(*key) && !ignore.iter().any(|end| key.ends_with(end))
+            let Some(name) = key.strip_prefix(&below) else { return false };
+            let ignored =
+                |part: &&str| name.ends_with(*part) || part.ends_with('.') && name.starts_with(*part);
+            !read.contains(*key) && !ignore.iter().any(ignored)
         });
         match unused.next() {
             None => Ok(()),

@@ -95,6 +95,7 @@ fn unread_keys_are_an_error() {
     a.get(&[2], "bias").unwrap();
     a.finish(&[]).unwrap();
     assert!(matches!(loader.finish(&[]), Err(Error::UnusedTensors { count: 5, .. })));
+    assert!(matches!(loader.finish(&["c."]), Err(Error::UnusedTensors { count: 2, .. })));
 }
 
 #[test]
