@@ -5,5 +5,9 @@ mod support;
 
 #[path = "golden/pipeline.rs"]
 mod pipeline;
+
 #[path = "golden/transformer.rs"]
 mod transformer;
+
+#[path = "golden/text.rs"]
+mod text;

@@ -2,3 +2,4 @@
 
 pub mod api;
 pub mod ltx;
+pub mod t5;

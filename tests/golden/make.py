@@ -8,12 +8,17 @@
 Each fixture is one safetensors file in tests/golden/fixtures/: weights under `w.`, inputs under `in.`,
 outputs under `out.`; its metadata holds the configs (JSON) and the versions it was made with.
 """
+import copy
+import io
 import json
 import pathlib
+import random
 import sys
+import tempfile
 
 import diffusers
 import numpy as np
+import sentencepiece
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -60,6 +65,160 @@ def write(name, tensors, metadata):
 
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+# --- the prompt: T5 and its tokenizer ---
+
+
+@fixture
+def t5():
+    """The text encoder: 20 tokens, a padded prompt of 128, and both 16-bit types as from_pretrained loads them."""
+    config = transformers.T5Config(
+        vocab_size=120, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=32, relative_attention_max_distance=128, tie_word_embeddings=False,
+    )
+    model = randomise(transformers.T5EncoderModel(config).eval(), 11)
+    for block in model.encoder.block:
+        # As in training: without the usual 1/sqrt(d), random queries would make attention all or nothing.
+        block.layer[0].SelfAttention.q.weight.mul_(config.d_kv**-0.5)
+    generator = torch.Generator().manual_seed(12)
+    short = torch.randint(2, 120, (2, 20), generator=generator)
+    padded = torch.randint(2, 120, (1, 128), generator=generator)
+    padded[:, 37] = 1
+    padded[:, 38:] = 0
+    tensors = weights(model) | {"in.short": short, "in.padded": padded}
+    tensors |= {"out.short": model(short)[0], "out.padded": model(padded)[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        for name, dtype in {"bf16": torch.bfloat16, "f16": torch.float16}.items():
+            half = transformers.T5EncoderModel.from_pretrained(folder, dtype=dtype)
+            tensors[f"out.{name}"] = half(padded)[0]
+        # So large that the first sums leave the range of f16.
+        large = copy.deepcopy(model)
+        large.encoder.block[0].layer[0].SelfAttention.o.weight.mul_(1e5)
+        large.save_pretrained(folder)
+        half = transformers.T5EncoderModel.from_pretrained(folder, dtype=torch.float16)
+        tensors["out.f16_large"] = half(short)[0]
+    return tensors, {"config": config.to_json_string()}
+
+
+def spiece(sentences, **options):
+    """Trains a SentencePiece model with T5's special ids."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, model_type="unigram", num_threads=1,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, **options,
+    )
+    return model.getvalue()
+
+
+def corpus():
+    """Sentences with some of everything that prompts are made of."""
+    draw = random.Random(3)
+    words = (
+        "a the of in on over under with and pirate ship ships coffee cup storm sea dancing person monster dragon castle "
+        "forest river mountain snow rain city night morning sunset camera pans left right slowly zooms out close-up of "
+        "watercolour painting oil pixel art cinematic 4k 35mm film grain don't it's we're naïve café déjà über señor "
+        "ÆØÅ œuvre straße Ελλάδα Москва привет 東京 海賊船 コーヒー 한국 ไทย 🏴\u200d☠️ ☕ 🚢 1 2 3 10 1999 3.14 50% $5 #1 @home "
+        "running jumping flying swimming unbelievable internationalisation extraordinarily"
+    ).split()
+    sounds = "ba ber cor den el fa gra hin is ka lo mer nor pla qui ro sta tion ul vex wy za ing ed s er".split()
+    words += ["".join(draw.choice(sounds) for _ in range(draw.randint(2, 4))) for _ in range(400)]
+    stops = [".", ",", "!", "?", ";", ":", "...", '"', "'", "-", "(", ")"]
+    return [" ".join(draw.choice(words) for _ in range(draw.randint(3, 14))) + draw.choice(stops) for _ in range(1500)]
+
+
+NASTY = [
+    "", " ", "   ", "\t", "\n", "\r\n", "a", " a", "a ", "  a  b  ", "pirate ships in coffee", "Pirate Ships In COFFEE!",
+    "pirate\tships\nin\r\ncoffee", "pirate\u00a0ships", "pirate\u3000ships", "pirate\u2009ships", "pirate\u200bships",
+    "pirate\u200dships", "pirate\ufeffships", "\ufeffpirate", "pirate\u00adship", "pirate\u2028ship", "pirate\u0085ship",
+    "pirate\x0bship", "pirate\x00ship", "\x01pirate\x1f", "ｐｉｒａｔｅ　ｓｈｉｐｓ", "１２３ＡＢＣ", "ﬁne ﬂow ½ ² ™ … ①",
+    "cafe\u0301 cafe\u0301s nai\u0308ve", "café naïve", "e\u0301\u0302\u0303", "\u0301", "Å \u212b A\u030a", "한국 \u1112\u1161\u11ab",
+    "東京の海賊船", "コーヒー ｺｰﾋｰ", "ไทย", "שלום", "مرحبا", "नमस्ते", "🏴\u200d☠️ on ☕", "👩\u200d👩\u200d👧\u200d👦", "🇩🇪🇫🇷", "👍🏽", "🚢🚢🚢",
+    "</s>", "a </s> b", "a</s>b", "<pad>", "a<pad> b", "<unk>", "<extra_id_0>", "a <extra_id_0> b", "a<extra_id_99>b",
+    "<extra_id_100>", "< /s>", "<S>", "▁", "▁a", "a▁b", "a ▁ b", "▁▁", "_", "don't won't it's we're 'quoted'", "hello , world !",
+    "it 's a ' n't .", "3.14 50% $5 #1 @home", "https://example.com/a?b=c&d=e#f", "a\\b\"c", "{\"json\": [1, 2]}", "<b>bold</b>", "ÆØÅæøå ß ẞ ĳ ŉ",
+    "ΑΒΓ αβγ ς", "Привет Москва ё", "x" * 300, "ab" * 700, "pirate ships " * 60, "🚢" * 50, "a" + " " * 500 + "b", "\U000e0041\U0001d400\U0001d7d8",
+    "\u202epirate\u202c", "\uffff\ufffd", "zażółć gęślą jaźń", "<wave>", "a<wave>b", "krakens kraken", "<ctl>", "a <ctl> b", "wibble wibbles",
+]
+
+
+@fixture
+def tokenizer():
+    """Ids as transformers gives them for every layout of a folder that is about."""
+    sentences = corpus()
+    rules = {"ｐ": "p", "ｉ": "i", "é": "e", "e\u0301": "e", "½": "1/2", "\u3000": " ", "\u00a0": " ", "\t": " ", "\u200b": "", "…": "..."}
+    with tempfile.TemporaryDirectory() as folder:
+        table = pathlib.Path(folder) / "rules.tsv"
+        code = lambda text: " ".join(f"{ord(c):X}" for c in text)
+        table.write_text("".join(f"{code(a)}\t{code(b)}\n" for a, b in rules.items()))
+        files = {
+            "nmt": spiece(sentences, vocab_size=500, normalization_rule_name="nmt_nfkc"),
+            "plain": spiece(
+                sentences, vocab_size=400, normalization_rule_name="identity", user_defined_symbols=["<wave>", "kraken"],
+                control_symbols=["<ctl>"],
+            ),
+            "rules": spiece(sentences, vocab_size=400, normalization_rule_tsv=str(table)),
+        }
+
+    def token(content, **flags):
+        return {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True} | flags
+
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    sentinels = [f"<extra_id_{i}>" for i in range(100)]
+    listed = {str(i): token(text) for i, text in enumerate(["<pad>", "</s>", "<unk>"])}
+    listed |= {str(599 - i): token(text, lstrip=True, rstrip=True) for i, text in enumerate(sentinels)}
+    published = named | {
+        "added_tokens_decoder": listed, "additional_special_tokens": sentinels, "clean_up_tokenization_spaces": True,
+        "extra_ids": 100, "legacy": True, "model_max_length": 512, "sp_model_kwargs": {}, "tokenizer_class": "T5Tokenizer",
+    }
+    special = {name: token(text) for name, text in named.items()} | {"additional_special_tokens": sentinels}
+    [value.pop("special") for value in special.values() if isinstance(value, dict)]
+    wibble = token("wibble", normalized=True, single_word=True, special=False)
+    layouts = {
+        "bare": {"spiece.model": "nmt"},
+        "published": {
+            "spiece.model": "nmt", "tokenizer_config.json": published, "special_tokens_map.json": special,
+            "added_tokens.json": {text: 599 - i for i, text in enumerate(sentinels)},
+        },
+        "legacy": {"spiece.model": "nmt", "added_tokens.json": {text: 599 - i for i, text in enumerate(sentinels)}},
+        "legacy_special": {"spiece.model": "nmt", "special_tokens_map.json": special},
+        "new_token": {"spiece.model": "nmt", "tokenizer_config.json": published | {"added_tokens_decoder": listed | {"600": wibble}}},
+        "no_sentinels": {"spiece.model": "plain", "tokenizer_config.json": {"extra_ids": 0}},
+        "symbols": {"spiece.model": "plain"},
+        "pad_is_eos": {"spiece.model": "plain", "tokenizer_config.json": {"pad_token": "</s>", "cls_token": "<cls>"}},
+        "json": {"spiece.model": "rules", "tokenizer_config.json": {"extra_ids": 20}},
+    }
+    expected = {}
+    for name, layout in layouts.items():
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            for file, content in layout.items():
+                (folder / file).write_bytes(files[content] if isinstance(content, str) else json.dumps(content).encode())
+            reference = transformers.T5TokenizerFast.from_pretrained(folder)
+            if name == "json":
+                (folder / "spiece.model").unlink()
+                reference.save_pretrained(folder)
+                reference = transformers.T5TokenizerFast.from_pretrained(folder)
+                layouts[name] = {file.name: json.loads(file.read_text()) for file in folder.iterdir()}
+        expected[name] = [encoded(reference, text) for text in NASTY]
+    tensors = {f"in.{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
+    return tensors, {"layouts": layouts, "texts": NASTY, "expected": expected}
+
+
+def encoded(reference, text):
+    """What LTXPipeline gets for a prompt: ids and the text that its warning calls removed, at two lengths."""
+    result = {}
+    for length in [16, 128]:
+        padded = reference([text], padding="max_length", max_length=length, truncation=True, add_special_tokens=True, return_tensors="pt")
+        ids, whole = padded.input_ids, reference([text], padding="longest", return_tensors="pt").input_ids
+        cut = ""
+        if whole.shape[-1] >= ids.shape[-1] and not torch.equal(ids, whole):
+            cut = reference.batch_decode(whole[:, length - 1 : -1])[0]
+        tokens = int(padded.attention_mask.sum())
+        assert padded.attention_mask[0, :tokens].all() and (ids[0, tokens:] == reference.pad_token_id).all()
+        result[str(length)] = {"ids": ids[0, :tokens].tolist(), "pad": reference.pad_token_id, "cut": cut}
+    return result
 
 
 @fixture
