@@ -42,8 +42,32 @@ def components(count, total, square, n):
     return mean, (q @ turn).flip(1)[:, :count], values.flip(0)[:count].clamp(min=1e-8).sqrt()
 
 
+def repeated(directions):
+    """Where blocks that keep still for SPAN frames lie: [3·SPAN·16·16, C] → [768, C], unit for unit."""
+    c = directions.shape[1]
+    return directions.view(3, SPAN, -1, c).sum(1).reshape(-1, c) / SPAN**0.5
+
+
+def agree(first, rest):
+    """{part: (mean, directions, scale), "turn"}: what keeps still gets the same latents in every frame.
+
+    The moving components are turned within their own span, so nothing is lost, to
+    lie along the still ones; where they then match, mean and scale are shared too.
+    """
+    (mean, a, s0), (_, b, s1) = first, rest
+    u, _, v = torch.linalg.svd(repeated(b).T @ (a * (s0 / s0.mean())))
+    turn = u @ v
+    b = b @ turn
+    s1 = ((turn * turn) * (s1 * s1)[:, None]).sum(0).sqrt()
+    scale = lambda s: (s / s.log().mean().exp()) ** TILT / s
+    match = (a * repeated(b)).sum(0)
+    shared = torch.where(match > 0.9, scale(s0) / SPAN**0.5, scale(s1))
+    mean4 = mean.view(3, 1, -1).expand(-1, SPAN, -1).reshape(-1)
+    return {"first": (mean, a, scale(s0)), "rest": (mean4, b, shared), "turn": turn, "match": match}
+
+
 class Basis:
-    """Latents of videos. The still and the moving components are matched in order."""
+    """Latents of videos."""
 
     def __init__(self, file):
         self.parts = torch.load(file)
@@ -57,9 +81,8 @@ class Basis:
         return torch.cat(out, 1).permute(0, 4, 1, 2, 3).contiguous()
 
     def _project(self, x, part):
-        mean, directions, spreads = self.parts[part]
-        middle = spreads.log().mean().exp()
-        return (x - mean) @ (directions * ((spreads / middle) ** TILT / spreads))
+        mean, directions, scale = self.parts[part]
+        return (x - mean) @ (directions * scale)
 
 
 def main():
@@ -78,12 +101,7 @@ def main():
             n, total, square = sums.get(name, (0, 0, 0))
             sums[name] = n + len(x), total + x.sum(0), square + x.T @ x
     parts = {k: components(CHANNELS, total, square, n) for k, (n, total, square) in sums.items()}
-    # Match signs: a moving component points where the still one does when nothing moves.
-    still, moving = parts["first"][1], parts["rest"][1].view(3, SPAN, -1, CHANNELS).mean(1).reshape(-1, CHANNELS)
-    sign = (still * moving).sum(0).sign()
-    sign[sign == 0] = 1
-    parts["first"] = (parts["first"][0], still * sign, parts["first"][2])
-    torch.save(parts, args.work / "basis.pt")
+    torch.save(agree(**parts), args.work / "basis.pt")
 
 
 if __name__ == "__main__":

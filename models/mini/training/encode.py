@@ -2,9 +2,9 @@
 
     python encode.py --work .work/train --clips 6144 --stills 4096
 
-Adds shards to WORK/latents: NNNN.safetensors with `latents` f16 [N, C, F, H, W],
+Adds shards to WORK/latents: videoNNNN and stillNNNN.safetensors with `latents` f16 [N, C, F, H, W],
 already normalised (F = 5, or 1 for stills), by the basis that the autoencoder
-imitates, and NNNN.jsonl with the clip of each row. Run again, it goes on where it stopped:
+imitates, and a .jsonl beside each with the clip of each row. Run again, it goes on where it stopped:
 the seeds follow from the shard's number, so shards can also be made in parallel
 (--only even / odd).
 """
@@ -56,12 +56,12 @@ def main():
     basis = Basis(args.work / "basis.pt")
     world = World(args.work / "sprites.pt")
     # Some videos first, then all stills, then the other videos.
-    jobs = [("", i, SHARD, 17) for i in range(-(-args.clips // SHARD))]
+    jobs = [("video", i, SHARD, 17) for i in range(-(-args.clips // SHARD))]
     jobs[2:2] = [("still", i, STILLS, 1) for i in range(-(-args.stills // STILLS))]
     for name, number, rows, frames in jobs:
         mine = args.only is None or (number % 2 == 0) == (args.only == "even")
         if mine and not (folder / f"{name}{number:04d}.safetensors").exists():
-            stage = "simple" if name == "" and number < 2 else "main"
+            stage = "simple" if name == "video" and number < 2 else "main"
             shard(basis, world, number, rows, frames, stage, folder, name)
             print(f"{name}{number:04d}: {rows}", flush=True)
 

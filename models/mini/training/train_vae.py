@@ -8,7 +8,7 @@ to make good pixels of them, so either can be improved at any time.
 
 16× smaller in space, 4× in time, 48 channels: 17×128×128 → 5×8×8. Writes
 WORK/vae (a diffusers folder, weights averaged over the run, latents_mean and
-latents_std 0 and 1), WORK/vae.ckpt on the way, WORK/vae_recon.png to look at.
+latents_std 0 and 1; renewed every few minutes), WORK/vae.ckpt on the way, WORK/vae_recon.png to look at.
 """
 
 import argparse
@@ -168,7 +168,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(".work/train"))
     parser.add_argument("--minutes", type=float, default=38)
-    parser.add_argument("--preview", type=float, default=15, help="write WORK/vae_preview at this minute")
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -211,14 +210,16 @@ def main():
         torch.save({"vae": vae.state_dict(), "ema": ema, "step": step}, ckpt.with_suffix(".tmp"))
         os.replace(ckpt.with_suffix(".tmp"), ckpt)
 
-    def report(model):
+    def report():
+        model = average(vae, ema)
+        model.save_pretrained(args.work / "vae")
         out, miss = judge(model, basis, probe)
         minutes = (time.time() - begun) / 60
         print(f"{minutes:.1f} min, held-out PSNR {psnr(out, probe):.2f} dB, encoder misses {miss:.3f}", flush=True)
         pairs = [v for a, b in zip(probe[:8], out[:8]) for v in (a, b)]
         sheet(pairs, ["truth", "model"] * 8, args.work / "vae_recon.png")
 
-    first, saved, judged, previewed, seen = step, begun, begun, False, []
+    first, saved, judged, seen = step, begun, begun, []
     while time.time() - begun < args.minutes * 60:
         x = ready.get()
         for optim, times, _ in optims:
@@ -228,7 +229,7 @@ def main():
         # Noise on the latents makes the decoder bear what the transformer gets wrong.
         y = vae.decode(z + torch.randn_like(z) * 0.12 * random.random(), return_dict=False)[0]
         loss = (y - x).abs().mean() + 0.5 * edges(y, x)
-        imitate = not args.no_encoder and step % 3 == 0
+        imitate = not args.no_encoder and step % 4 == 0
         vae.zero_grad(set_to_none=True)
         loss.backward()
         if imitate:
@@ -246,19 +247,14 @@ def main():
             print(f"{(now - begun) / 60:.1f} min, step {step}, loss {sum(seen) / len(seen):.4f}, rate {rate():.1e}, queue {ready.qsize()}", flush=True)
             seen = []
         if now - judged > 240:
-            report(average(vae, ema))
+            report()
             judged = time.time()
         if now - saved > 180:
             keep()
             saved = time.time()
-        if not previewed and now - begun > args.preview * 60:
-            average(vae, ema).save_pretrained(args.work / "vae_preview")
-            previewed = True
     keep()
     worker.terminate()
-    final = average(vae, ema)
-    final.save_pretrained(args.work / "vae")
-    report(final)
+    report()
 
 
 if __name__ == "__main__":
