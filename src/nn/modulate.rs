@@ -5,8 +5,8 @@ use candle_core::{D, DType, Tensor};
 use crate::{
     error::Result,
     nn::{
-        kernel::{Values, expect_len, map_rows, sum, wide, widen},
-        norm,
+        kernel::{Values, expect_len, map_rows, wide, widen},
+        norm::{self, normalise_row},
     },
 };
 
@@ -59,7 +59,7 @@ impl Modulation {
         let (weight, eps) = (weight.as_deref(), eps as f32);
         self.rows(x, |lookup| {
             map_rows(x, |i, x, out| {
-                normalise_row(x, weight, centre, eps, out);
+                normalise_row(x, weight, /* bias */ None, centre, eps, out);
                 modulate_row(lookup(i, shift), lookup(i, scale), out);
             })
         })
@@ -136,24 +136,6 @@ impl Modulation {
 }
 
 wide! {
-    fn normalise_row(x: &[f32], weight: Option<&[f32]>, centre: bool, eps: f32, out: &mut [f32]) {
-        let d = x.len() as f32;
-        let mean = if centre { sum(x, |x| x) / d } else { 0.0 };
-        let scale = 1.0 / (sum(x, |x| (x - mean) * (x - mean)) / d + eps).sqrt();
-        match weight {
-            None => {
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = (x - mean) * scale;
-                }
-            }
-            Some(weight) => {
-                for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-                    *out = (x - mean) * scale * w;
-                }
-            }
-        }
-    }
-
     fn modulate_row(shift: &[f32], scale: &[f32], out: &mut [f32]) {
         for ((out, shift), scale) in out.iter_mut().zip(shift).zip(scale) {
             *out = *out * (1.0 + scale) + shift;
