@@ -282,6 +282,7 @@ impl Error {
             Self::Damaged { .. } | Self::MissingTensor { .. } | Self::NotFiniteTensor { .. } => {
                 Some("fetch or copy the file again".into())
             }
+            Self::TensorDtype { .. } => Some("save the weights as f32, f16 or bf16".into()),
             Self::UnusedTensors { .. } | Self::MisshapenTensor { .. } => {
                 Some("the weights and the config.json beside them belong to different models".into())
             }

@@ -187,23 +187,37 @@ def tokenizer():
         "no_sentinels": {"spiece.model": "plain", "tokenizer_config.json": {"extra_ids": 0}},
         "symbols": {"spiece.model": "plain"},
         "pad_is_eos": {"spiece.model": "plain", "tokenizer_config.json": {"pad_token": "</s>", "cls_token": "<cls>"}},
-        "json": {"spiece.model": "rules", "tokenizer_config.json": {"extra_ids": 20}},
     }
+    # What save_pretrained makes of a spiece.model, that without its configuration, and as version 4 wrote it.
+    with tempfile.TemporaryDirectory() as folder:
+        saved = opened(folder, {"spiece.model": files["rules"], "tokenizer_config.json": {"extra_ids": 20}})
+        with tempfile.TemporaryDirectory() as other:
+            saved.save_pretrained(other)
+            layouts["json"] = {file.name: json.loads(file.read_text()) for file in sorted(pathlib.Path(other).iterdir())}
+    alone = layouts["json"]["tokenizer.json"]
+    layouts["json_alone"] = {"tokenizer.json": alone | {"added_tokens": alone["added_tokens"] + [wibble | {"id": 420}]}}
+    former = {
+        "normalizer": {"type": "Sequence", "normalizers": [
+            alone["normalizer"], {"type": "Strip", "strip_left": False, "strip_right": True},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},
+        ]},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    }
+    layouts["json_former"] = {"tokenizer.json": alone | former, "tokenizer_config.json": published | {"extra_ids": 20}}
     expected = {}
     for name, layout in layouts.items():
         with tempfile.TemporaryDirectory() as folder:
-            folder = pathlib.Path(folder)
-            for file, content in layout.items():
-                (folder / file).write_bytes(files[content] if isinstance(content, str) else json.dumps(content).encode())
-            reference = transformers.T5TokenizerFast.from_pretrained(folder)
-            if name == "json":
-                (folder / "spiece.model").unlink()
-                reference.save_pretrained(folder)
-                reference = transformers.T5TokenizerFast.from_pretrained(folder)
-                layouts[name] = {file.name: json.loads(file.read_text()) for file in folder.iterdir()}
+            reference = opened(folder, {file: files[v] if isinstance(v, str) else v for file, v in layout.items()})
         expected[name] = [encoded(reference, text) for text in NASTY]
     tensors = {f"in.{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
     return tensors, {"layouts": layouts, "texts": NASTY, "expected": expected}
+
+
+def opened(folder, files):
+    """The tokenizer that transformers makes of these files."""
+    for file, content in files.items():
+        (pathlib.Path(folder) / file).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return transformers.T5TokenizerFast.from_pretrained(folder)
 
 
 def encoded(reference, text):

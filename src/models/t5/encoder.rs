@@ -9,7 +9,7 @@ use candle_nn::ops::softmax_last_dim;
 use super::Config;
 use crate::{
     error::Result,
-    nn::{Linear, rms_norm},
+    nn::{Linear, activation::gelu_tanh, rms_norm},
     weights::Loader,
 };
 
@@ -177,9 +177,7 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.layer_norm.forward(x)?;
-        // candle's `gelu` is the tanh approximation; in f32, for its steps are rounded otherwise.
-        let gate = self.wi_0.forward(&x)?.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype())?;
-        let y = (gate * self.wi_1.forward(&x)?)?;
+        let y = (gelu_tanh(&self.wi_0.forward(&x)?)? * self.wi_1.forward(&x)?)?;
         self.wo.forward(&y.to_dtype(self.wo_dtype)?)
     }
 }
