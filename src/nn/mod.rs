@@ -2,12 +2,15 @@
 
 pub mod activation;
 pub mod attention;
+pub mod conv3d;
 pub mod embedding;
 mod kernel;
 pub mod linear;
 pub mod modulate;
 pub mod norm;
+pub mod pixel_norm;
 pub mod rope;
+mod tile;
 
 pub use linear::Linear;
 pub use norm::{layer_norm, rms_norm};
