@@ -11,3 +11,5 @@ mod transformer;
 
 #[path = "golden/text.rs"]
 mod text;
+#[path = "golden/vae.rs"]
+mod vae;

@@ -3,11 +3,14 @@
 //! On a CPU nothing is unfolded: the kernels read their rows where they lie in the clip, through one pointer for
 //! each output cell and tap, and padding is a pointer to a row of zeros or to another frame.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::tile::{self, COLS, Kernel, Line, ROWS};
+use super::{
+    kernel::{Values, widen},
+    tile::{self, COLS, Kernel, Line, ROWS},
+};
 use crate::error::Result;
 
 /// Panels whose sums are kept at a time.
@@ -17,7 +20,7 @@ const DEPTH: usize = 128;
 /// Output cells that share a read of the weights.
 const MAX_CELLS: usize = 8 * ROWS;
 /// Bytes that a GPU may spend on unfolding frames.
-const UNFOLDED_BYTES: usize = 512 << 20;
+pub(crate) const UNFOLDED_BYTES: usize = 512 << 20;
 
 /// What a convolution does to the axes of a clip. Rows and columns are padded with `kernel / 2` zeros on each side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,17 +121,13 @@ impl Conv3d {
         match &self.weight {
             Weight::Taps(taps) => self.frame_by_frame(taps, x, skip),
             Weight::Panels { values, zeros } => {
-                let run = |x: &[f32], skip: Option<&[f32]>, bias: &[f32]| {
-                    let clip = Clip { values: x, zeros, bias, dims: [f, h, w] };
-                    self.on_cpu(&clip, values, skip, dims)
-                };
-                let values = with_values(x, |x| {
-                    with_values(&self.bias, |bias| match skip {
-                        Some(skip) => with_values(skip, |skip| run(x, Some(skip), bias)),
-                        None => Ok(run(x, None, bias)),
-                    })?
-                })??;
-                Ok(Tensor::from_vec(values, &dims, &Device::Cpu)?)
+                let x = widen(x)?;
+                let skip = skip.map(widen).transpose()?;
+                let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
+                let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
+                let clip = Clip { values: &x, zeros, bias: &bias, dims: [f, h, w] };
+                let out = self.on_cpu(&clip, values, skip.as_deref(), dims);
+                Ok(Tensor::from_vec(out, &dims, &Device::Cpu)?)
             }
         }
     }
@@ -272,10 +271,10 @@ struct Panels {
     taps: usize,
     /// Lines of `COLS` weights in a panel.
     length: usize,
-    values: Values,
+    values: Packed,
 }
 
-enum Values {
+enum Packed {
     F32(Vec<Line>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
@@ -288,40 +287,33 @@ impl Panels {
         let (count, taps) = (c_out.div_ceil(COLS), kt * kh * kw);
         let length = taps * c_in;
         let size = count * length * COLS;
-        let (storage, layout) = weight.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            return Err(candle_core::Error::Msg("weights of another device".into()).into());
-        };
-        let range = match layout.contiguous_offsets() {
-            Some((start, end)) => start..end,
-            None => return Err(candle_core::Error::Msg("strided weights".into()).into()),
-        };
-        let dims = [c_in, taps];
-        let values = match storage {
-            CpuStorage::F32(from) => {
+        let (weight, dims, stored) = (weight.contiguous()?, [c_in, taps], weight.elem_count());
+        let values = match weight.dtype() {
+            DType::F16 => Packed::F16(pack_half(&Values::contiguous(&weight)?[..stored], dims, size)),
+            DType::BF16 => Packed::Bf16(pack_half(&Values::contiguous(&weight)?[..stored], dims, size)),
+            _ => {
+                let from = Values::<f32>::contiguous(&weight)?;
+                let from = &from[..stored];
                 let mut lines = vec![Line::ZERO; size / Line::LEN];
                 let panel = length * Line::PER_ROW;
                 lines.par_chunks_mut(panel).enumerate().for_each(|(index, lines)| {
                     let mut row = [0f32; COLS];
                     for (k, lines) in lines.chunks_exact_mut(Line::PER_ROW).enumerate() {
-                        pack_row(&from[range.clone()], dims, index * COLS, k, &mut row);
+                        pack_row(from, dims, index * COLS, k, &mut row);
                         for (line, row) in lines.iter_mut().zip(row.as_chunks().0) {
                             line.0 = *row;
                         }
                     }
                 });
-                Values::F32(lines)
+                Packed::F32(lines)
             }
-            CpuStorage::F16(from) => Values::F16(pack_half(&from[range], dims, size)),
-            CpuStorage::BF16(from) => Values::Bf16(pack_half(&from[range], dims, size)),
-            _ => return Err(candle_core::Error::UnsupportedDTypeForOp(weight.dtype(), "conv3d").into()),
         };
         Ok(Self { count, taps, length, values })
     }
 
     /// Lines of memory that [`Panels::part`] needs.
     fn scratch(&self) -> usize {
-        if matches!(self.values, Values::F32(_)) { 0 } else { DEPTH * Line::PER_ROW }
+        if matches!(self.values, Packed::F32(_)) { 0 } else { DEPTH * Line::PER_ROW }
     }
 
     /// `depth ≤ DEPTH` rows of a panel from row `start` on, in f32.
@@ -329,14 +321,14 @@ impl Panels {
         let from = panel * self.length + start;
         let half = from * COLS..(from + depth) * COLS;
         match &self.values {
-            Values::F32(lines) => &lines[from * Line::PER_ROW..(from + depth) * Line::PER_ROW],
-            Values::F16(values) => widen(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
-            Values::Bf16(values) => widen(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
+            Packed::F32(lines) => &lines[from * Line::PER_ROW..(from + depth) * Line::PER_ROW],
+            Packed::F16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
+            Packed::Bf16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
         }
     }
 }
 
-fn widen<'a, T>(from: &[T], to: &'a mut [Line], convert: impl Fn(&[T], &mut [f32])) -> &'a [Line] {
+fn fill<'a, T>(from: &[T], to: &'a mut [Line], convert: impl Fn(&[T], &mut [f32])) -> &'a [Line] {
     for (from, to) in from.chunks_exact(Line::LEN).zip(to.iter_mut()) {
         convert(from, &mut to.0);
     }
@@ -361,18 +353,6 @@ fn pack_row<T: Copy + Default>(from: &[T], [c_in, taps]: [usize; 2], first: usiz
         let at = ((first + column) * c_in + channel) * taps + tap;
         *value = from.get(at).copied().unwrap_or_default();
     }
-}
-
-/// Gives `then` the numbers of an f32 tensor on the CPU.
-fn with_values<R>(x: &Tensor, then: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let x = x.contiguous()?;
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
-        return Err(candle_core::Error::Msg("a tensor of another device".into()).into());
-    };
-    let values = storage.as_slice::<f32>()?;
-    let start = layout.start_offset();
-    Ok(then(&values[start..start + layout.shape().elem_count()]))
 }
 
 #[cfg(test)]

@@ -485,6 +485,141 @@ def transformer_packing():
     return tensors, {}
 
 
+def vae_model(seed, **config):
+    """A toy autoencoder: every weight random, its latents' statistics too."""
+    from diffusers import AutoencoderKLLTXVideo
+
+    model = randomise(AutoencoderKLLTXVideo(**config).eval(), seed)
+    generator = torch.Generator().manual_seed(seed)
+    model.latents_mean.copy_(0.3 * torch.randn(model.latents_mean.shape, generator=generator))
+    model.latents_std.copy_(0.5 + torch.rand(model.latents_std.shape, generator=generator))
+    if model.decoder.timestep_scale_multiplier is not None:
+        model.decoder.timestep_scale_multiplier.fill_(1000.0)
+    return model
+
+
+def vae_encode(model, video):
+    """Pictures to what a pipeline makes of them: the mode, normalised."""
+    from diffusers import LTXPipeline
+
+    mode = model.encode(video).latent_dist.mode()
+    return LTXPipeline._normalize_latents(mode, model.latents_mean, model.latents_std, model.config.scaling_factor)
+
+
+def vae_decode(model, latents, noise=None, timestep=None, noise_scale=None):
+    """The end of LTXPipeline.__call__; gives the pictures and all noise that layers drew."""
+    from unittest import mock
+
+    from diffusers import LTXPipeline
+
+    drawn, randn = [], torch.randn
+    def record(*args, **kwargs):
+        drawn.append(randn(*args, **kwargs))
+        return drawn[-1]
+
+    z = LTXPipeline._denormalize_latents(latents, model.latents_mean, model.latents_std, model.config.scaling_factor)
+    if timestep is not None:
+        scale = torch.tensor([timestep if noise_scale is None else noise_scale])[:, None, None, None, None]
+        z = (1 - scale) * z + scale * noise
+        timestep = torch.tensor([timestep])
+    torch.manual_seed(7)
+    with mock.patch("torch.randn", record):
+        video = model.decode(z, timestep, return_dict=False)[0]
+    return video, drawn
+
+
+def vae_fixture(model, seed, frames, height, width, **options):
+    """Encodes a clip and decodes other latents, whole."""
+    generator = torch.Generator().manual_seed(seed)
+    video = torch.rand(1, 3, frames, height, width, generator=generator) * 2 - 1
+    encoded = vae_encode(model, video)
+    latents = torch.randn(encoded.shape, generator=generator)
+    noise = torch.randn(encoded.shape, generator=generator)
+    decoded, drawn = vae_decode(model, latents, noise, **options)
+    assert decoded.shape == video.shape, (decoded.shape, video.shape)
+    tensors = weights(model) | {"in.video": video, "out.latents": encoded, "in.latents": latents, "in.noise": noise}
+    tensors |= {f"in.drawn.{i}": value for i, value in enumerate(drawn)}
+    config = json.loads(model.to_json_string())
+    return tensors | {"out.video": decoded}, {"config": config, "options": options, "drawn": len(drawn)}
+
+
+@fixture
+def vae_090():
+    """0.9.0: plain blocks, channels that change within them, no timestep."""
+    model = vae_model(
+        1, latent_channels=6, block_out_channels=[4, 8, 8], decoder_block_out_channels=[4, 8, 8],
+        down_block_types=["LTXVideoDownBlock3D"] * 3, spatio_temporal_scaling=[True, True, False],
+        decoder_spatio_temporal_scaling=[True, True, False], layers_per_block=[1, 2, 1, 1],
+        decoder_layers_per_block=[2, 1, 1, 1], patch_size=2, scaling_factor=0.7, resnet_norm_eps=1e-3,
+    )
+    return vae_fixture(model, 1, frames=9, height=24, width=16)
+
+
+@fixture
+def vae_091():
+    """0.9.1: a decoder that knows a timestep, adds noise and upsamples beside a skip connection."""
+    model = vae_model(
+        2, latent_channels=5, block_out_channels=[4, 8, 8], decoder_block_out_channels=[8, 16],
+        down_block_types=["LTXVideoDownBlock3D"] * 3, spatio_temporal_scaling=[True, True, False],
+        decoder_spatio_temporal_scaling=[True, True], layers_per_block=[1, 1, 1, 1],
+        decoder_layers_per_block=[2, 1, 1], decoder_inject_noise=[True, False, True], upsample_residual=[True, True],
+        upsample_factor=[2, 2], timestep_conditioning=True, patch_size=2,
+    )
+    return vae_fixture(model, 2, frames=9, height=16, width=24, timestep=0.05, noise_scale=0.025)
+
+
+@fixture
+def vae_095():
+    """0.9.5: each way to make a clip smaller; a causal decoder, upsampling with and without a skip connection."""
+    model = vae_model(
+        3, latent_channels=7, block_out_channels=[4, 8, 8, 16, 16], decoder_block_out_channels=[8, 8, 16],
+        down_block_types=["LTXVideo095DownBlock3D"] * 4,
+        downsample_type=["spatial", "temporal", "spatiotemporal", "conv"],
+        spatio_temporal_scaling=[True, True, True, True], decoder_spatio_temporal_scaling=[True, True, True],
+        layers_per_block=[1, 1, 1, 1, 1], decoder_layers_per_block=[1, 1, 1, 1],
+        decoder_inject_noise=[False] * 4, upsample_residual=[True, False, True], upsample_factor=[2, 1, 2],
+        timestep_conditioning=True, patch_size=2, encoder_causal=False, decoder_causal=True,
+        spatial_compression_ratio=16, temporal_compression_ratio=8,
+    )
+    return vae_fixture(model, 3, frames=17, height=16, width=32, timestep=0.1)
+
+
+@fixture
+def vae_patch8():
+    """Large patches, blocks of 0.9.5, ratios left to the class."""
+    model = vae_model(
+        4, latent_channels=6, block_out_channels=[4, 8, 8], decoder_block_out_channels=[4],
+        down_block_types=["LTXVideo095DownBlock3D"] * 2, downsample_type=["spatiotemporal", "conv"],
+        spatio_temporal_scaling=[True, False], decoder_spatio_temporal_scaling=[True],
+        layers_per_block=[1, 1, 1], decoder_layers_per_block=[1, 1], decoder_inject_noise=[False, False],
+        upsample_residual=[False], upsample_factor=[1], patch_size=8,
+    )
+    return vae_fixture(model, 4, frames=5, height=32, width=48)
+
+
+@fixture
+def vae_tiled():
+    """Tiles over space, over time, and both, with remainders on every side."""
+    model = vae_model(
+        5, latent_channels=4, block_out_channels=[4, 4, 4], decoder_block_out_channels=[4, 4],
+        down_block_types=["LTXVideoDownBlock3D"] * 3, spatio_temporal_scaling=[True, True, False],
+        decoder_spatio_temporal_scaling=[True, True], layers_per_block=[1, 1, 1, 1],
+        decoder_layers_per_block=[1, 1, 1], decoder_inject_noise=[False] * 3, patch_size=2,
+    )
+    tensors, metadata = vae_fixture(model, 5, frames=13, height=24, width=40)
+    video, latents = tensors["in.video"], tensors["in.latents"]
+    del tensors["out.video"]
+    model.enable_tiling(
+        tile_sample_min_height=16, tile_sample_min_width=16, tile_sample_stride_height=8,
+        tile_sample_stride_width=8, tile_sample_min_num_frames=8, tile_sample_stride_num_frames=4,
+    )
+    for name, space, time in [("space", True, False), ("time", False, True), ("both", True, True)]:
+        model.use_tiling, model.use_framewise_decoding = space, time
+        tensors[f"out.latents.{name}"] = vae_encode(model, video)
+        tensors[f"out.video.{name}"] = vae_decode(model, latents)[0]
+    return tensors, metadata | {"tiles": {"spatial": [16, 8], "temporal": [8, 4]}}
+
+
 if __name__ == "__main__":
     assert diffusers.__version__ == PIN, f"diffusers {diffusers.__version__} (expected {PIN})"
     torch.set_grad_enabled(False)

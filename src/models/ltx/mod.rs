@@ -2,3 +2,4 @@
 
 pub mod denoiser;
 pub mod transformer;
+pub mod vae;

@@ -1,0 +1,199 @@
+//! The autoencoder as the pipeline uses it: normalised latents, tiles, and pictures that leave as they are made.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{
+    config::Config,
+    decoder::Decoder,
+    encoder::Encoder,
+    tiling::{Cuts, Joiner, head},
+};
+use crate::{
+    error::{Error, Result},
+    models::api::{DecodeNoise, DecodeOptions, Tiling, VideoDecoder, VideoEncoder},
+    weights::Loader,
+};
+
+/// Frames that leave the decoder at a time.
+const EMITTED: usize = 8;
+
+/// Latents → pictures, with a decoder of any generation.
+pub struct LtxVideoDecoder {
+    cfg: Config,
+    decoder: Decoder,
+    statistics: Statistics,
+    device: Device,
+    dtype: DType,
+}
+
+/// Pictures → latents.
+pub struct LtxVideoEncoder {
+    cfg: Config,
+    encoder: Encoder,
+    statistics: Statistics,
+    device: Device,
+}
+
+/// What lies between the autoencoder's latents and those that the denoiser sees.
+struct Statistics {
+    /// `[C, 1, 1, 1]`, f32.
+    mean: Tensor,
+    /// `[C, 1, 1, 1]`, f32.
+    std: Tensor,
+    scaling_factor: f64,
+}
+
+impl Statistics {
+    fn new(cfg: &Config, w: &Loader) -> Result<Self> {
+        let read = |key: &str| -> Result<Tensor> {
+            Ok(w.get_f32(&[cfg.latent_channels], key)?.reshape(((), 1, 1, 1))?)
+        };
+        let (mean, std) = (read("latents_mean")?, read("latents_std")?);
+        Ok(Self { mean, std, scaling_factor: cfg.scaling_factor })
+    }
+
+    fn denormalise(&self, latents: &Tensor) -> Result<Tensor> {
+        let scaled = (latents.broadcast_mul(&self.std)? / self.scaling_factor)?;
+        Ok(scaled.broadcast_add(&self.mean)?)
+    }
+
+    fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
+        let centred = (latents.broadcast_sub(&self.mean)? * self.scaling_factor)?;
+        Ok(centred.broadcast_div(&self.std)?)
+    }
+}
+
+impl LtxVideoDecoder {
+    /// Reads the decoder; `w` is at the root of the autoencoder's weights. Decoder weights that nothing reads are
+    /// an error.
+    pub fn new(cfg: &Config, w: &Loader) -> Result<Self> {
+        let below = w.pp("decoder");
+        let decoder = Decoder::new(cfg, &below)?;
+        below.finish(&[])?;
+        let (device, dtype) = (w.device().clone(), w.dtype());
+        Ok(Self { cfg: cfg.clone(), decoder, statistics: Statistics::new(cfg, w)?, device, dtype })
+    }
+
+    /// What the decoder starts from: `[C, F, H, W]`, f32, no longer normalised, with noise if it wants some.
+    fn prepare(
+        &self,
+        latents: &Tensor,
+        noise: &mut dyn DecodeNoise,
+        options: &DecodeOptions,
+    ) -> Result<Tensor> {
+        let (b, c, ..) = latents.dims5()?;
+        if b != 1 || c != self.cfg.latent_channels {
+            let why = format!("expected [1, {}, F, H, W]", self.cfg.latent_channels);
+            return Err(Error::invalid(format!("latents of shape {:?}", latents.dims()), why));
+        }
+        let z = latents.to_device(&self.device)?.to_dtype(DType::F32)?.squeeze(0)?;
+        let z = self.statistics.denormalise(&z)?;
+        if !self.cfg.timestep_conditioning {
+            return Ok(z);
+        }
+        // The reference mixes in the dtype of the text encoder's states.
+        let z = z.to_dtype(self.dtype)?;
+        let drawn = noise.latents(latents.dims())?.squeeze(0)?;
+        let drawn = drawn.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let share = options.noise_scale.unwrap_or(options.timestep);
+        let share = Tensor::new(share as f32, &self.device)?.to_dtype(self.dtype)?;
+        let rest = (1.0 - &share)?;
+        let mixed = (z.broadcast_mul(&rest)? + drawn.broadcast_mul(&share)?)?;
+        Ok(mixed.to_dtype(DType::F32)?)
+    }
+}
+
+impl VideoDecoder for LtxVideoDecoder {
+    fn decode(
+        &mut self,
+        latents: &Tensor,
+        noise: &mut dyn DecodeNoise,
+        options: &DecodeOptions,
+        emit: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let cuts = Cuts::decoding(&self.cfg, &options.tiling)?;
+        let z = self.prepare(latents, noise, options)?;
+        let frames = z.dim(1)?;
+        let mut decode = |z: &Tensor| {
+            cuts.over_space(z, &mut |tile| self.decoder.forward(tile, options.timestep, &mut *noise))
+        };
+        let mut emit = |video: &Tensor| -> Result<()> {
+            let frames = video.dim(1)?;
+            for start in (0..frames).step_by(EMITTED) {
+                emit(&video.narrow(1, start, EMITTED.min(frames - start))?.contiguous()?)?;
+            }
+            Ok(())
+        };
+        let Some(cut) = cuts.temporal.filter(|cut| frames > cut.tile) else {
+            return emit(&decode(&z)?);
+        };
+        let mut joiner = Joiner::new(cut, (frames - 1) * self.cfg.temporal() + 1);
+        for start in (0..frames).step_by(cut.step) {
+            // Tiles share a latent frame, which makes one picture too many in each but the first.
+            let length = (cut.tile + 1).min(frames - start);
+            if start > 0 && length == 1 {
+                break;
+            }
+            let video = decode(&z.narrow(1, start, length)?)?;
+            let made = video.dim(1)? - usize::from(start > 0);
+            emit(&joiner.push(head(&video, 1, made)?)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl LtxVideoEncoder {
+    /// Reads the encoder; `w` is at the root of the autoencoder's weights. Encoder weights that nothing reads are
+    /// an error.
+    pub fn new(cfg: &Config, w: &Loader) -> Result<Self> {
+        let below = w.pp("encoder");
+        let encoder = Encoder::new(cfg, &below)?;
+        below.finish(&[])?;
+        Ok(Self {
+            cfg: cfg.clone(),
+            encoder,
+            statistics: Statistics::new(cfg, w)?,
+            device: w.device().clone(),
+        })
+    }
+
+    fn check(&self, video: &Tensor) -> Result<()> {
+        let (b, c, f, h, w) = video.dims5()?;
+        let (side, length) = (self.cfg.spatial(), self.cfg.temporal());
+        let fits = f % length == 1 % length && f > 0 && h % side == 0 && w % side == 0 && h * w > 0;
+        if b != 1 || c != self.cfg.in_channels || !fits {
+            let why = format!("expected [1, 3, {length}k + 1, {side}m, {side}n]");
+            return Err(Error::invalid(format!("video of shape {:?}", video.dims()), why));
+        }
+        Ok(())
+    }
+}
+
+impl VideoEncoder for LtxVideoEncoder {
+    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor> {
+        let cuts = Cuts::encoding(&self.cfg, tiling)?;
+        self.check(video)?;
+        let video = video.to_device(&self.device)?.to_dtype(DType::F32)?.squeeze(0)?;
+        let frames = video.dim(1)?;
+        let encode = |video: &Tensor| cuts.over_space(video, &mut |tile| self.encoder.forward(tile));
+        let latents = match cuts.temporal.filter(|cut| frames > cut.tile) {
+            None => encode(&video)?,
+            Some(cut) => {
+                let mut joiner = Joiner::new(cut, (frames - 1) / self.cfg.temporal() + 1);
+                let mut parts = Vec::new();
+                for start in (0..frames).step_by(cut.step) {
+                    // Tiles share a frame, which makes a latent frame of its own: only the first one's counts.
+                    let length = (cut.tile + 1).min(frames - start);
+                    if start > 0 && length == 1 {
+                        break;
+                    }
+                    let made = encode(&video.narrow(1, start, length)?)?;
+                    let skip = usize::from(start > 0);
+                    parts.push(joiner.push(made.narrow(1, skip, made.dim(1)? - skip)?)?);
+                }
+                Tensor::cat(&parts, 1)?
+            }
+        };
+        Ok(self.statistics.normalise(&latents)?.unsqueeze(0)?)
+    }
+}
