@@ -2,4 +2,6 @@
 
 pub mod api;
 pub mod ltx;
+pub mod registry;
+pub mod source;
 pub mod t5;

@@ -1,5 +1,8 @@
 //! LTX-Video.
 
+mod checkpoint;
 pub mod denoiser;
 pub mod transformer;
 pub mod vae;
+
+pub use checkpoint::LtxCheckpoint;
