@@ -345,7 +345,7 @@ def main():
         lr=args.lr, betas=(0.9, 0.98),
     )
     start, step, limit = time.time(), 0, args.minutes * 60
-    tested = args.resume
+    tested, queue = args.resume, []
     weight = [2 if k.startswith("subject") else 1 for k in ATTRS]
     data.sort(key=lambda d: len(d[0]))
     sums, count = torch.zeros(3), 0
@@ -362,14 +362,16 @@ def main():
             log(f"step {step} seen words  {evaluate(model, heads, sp, False)}")
             log(f"step {step} UNSEEN words {evaluate(model, heads, sp, True)}")
             model.train()
-        rows, want, multi = [], [], []
-        for _ in range(64):
-            clip = spec.sample(rng)
-            text, said = captions.describe(clip, rng, hold)
-            rows.append(sp.encode(text)[:126] + [1])
-            w, m = labels(clip, said)
-            want.append(w)
-            multi.append(m)
+        if not queue:  # eight batches, each of captions about as long as one another
+            some = []
+            for _ in range(512):
+                clip = spec.sample(rng)
+                text, said = captions.describe(clip, rng, hold)
+                some.append((sp.encode(text)[:126] + [1], *labels(clip, said)))
+            some.sort(key=lambda r: len(r[0]))
+            queue = [some[i : i + 64] for i in range(0, 512, 64)]
+            rng.shuffle(queue)
+        rows, want, multi = zip(*queue.pop())
         ids, mask = batch_ids(rows)
         want, multi = torch.tensor(want), torch.tensor(multi)
         h = model(input_ids=ids, attention_mask=mask)[0]
@@ -379,7 +381,7 @@ def main():
         bce = F.binary_cross_entropy_with_logits(mm, multi) * 10
         # distillation: a run of texts of about one length
         at = rng.randrange(len(data) - 256)
-        part = [data[at + k] for k in rng.sample(range(256), 48)]
+        part = [data[at + k] for k in rng.sample(range(256), 32)]
         ids, mask = batch_ids([d[0] + [1] for d in part])
         h = model(input_ids=ids, attention_mask=mask)[0]
         nw = max(len(d[2]) for d in part)

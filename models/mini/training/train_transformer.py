@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import copy
 import glob
 import json
 import math
@@ -70,6 +71,9 @@ def init(model):
         block.attn1.to_out[0].weight.mul_(0.5)
         block.attn2.to_out[0].weight.mul_(0.5)
         block.ff.net[2].weight.mul_(0.5)
+        if i % 2:  # wakes up later (see `--wake`): adds nothing until it has learnt
+            for lin in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
+                lin.weight.zero_()
         for n, head in enumerate((2, 3, 4, 6)):
             o = torch.tensor(offsets[(4 * i + n) % len(offsets)], dtype=torch.float)
             # dims: 4 unrotated, then for each frequency t, y, x in pairs
@@ -127,7 +131,21 @@ class Text:
         import sentencepiece as spm
 
         self.sp = spm.SentencePieceProcessor(model_file=f"{work}/tokenizer/spiece.model")
-        self.model = T5EncoderModel.from_pretrained(f"{work}/text_encoder", dtype=torch.float32).eval()
+        self.folder, self.stamp = f"{work}/text_encoder", None
+        self.refresh()
+
+    def refresh(self, log=print):
+        """Open the encoder, again if it was trained further meanwhile."""
+        try:
+            stamp = os.stat(f"{self.folder}/model.safetensors").st_mtime
+            if stamp != self.stamp:
+                self.model = T5EncoderModel.from_pretrained(self.folder, dtype=torch.float32).eval()
+                self.stamp = stamp
+                log("text encoder opened")
+        except Exception as e:  # being written: next time
+            if self.stamp is None:
+                raise
+            log(f"text encoder kept: {e}")
 
     @torch.no_grad()
     def __call__(self, texts):
@@ -163,6 +181,7 @@ class Pool:
             self.done.add(path)
             self.shards["still" if x.shape[2] == 1 else "video"].append((x.half(), clips))
         log(f"pool: {self.count('still')} stills, {self.count('video')} videos")
+        return True
 
     def count(self, kind):
         return sum(len(c) for _, c in self.shards[kind])
@@ -193,7 +212,7 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             shapes = {}
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 shapes.setdefault(tuple(p.shape), []).append(p)
             for (rows, cols), ps in shapes.items():
                 gs = []
@@ -213,6 +232,28 @@ class Muon(torch.optim.Optimizer):
                 for p, u in zip(ps, x):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(u, alpha=-group["lr"] * 0.2 * math.sqrt(max(rows, cols)))
+
+
+def every_other(model):
+    """The model without its sleeping blocks, on the same parameters."""
+    net = copy.copy(model)
+    net._modules = dict(model._modules)
+    net._modules["transformer_blocks"] = torch.nn.ModuleList(list(model.transformer_blocks)[::2])
+    return net
+
+
+def scene_means(pool):
+    """The mean first frame of each scene [scenes, C, 1, H, W], and how far its coarse channels stray from it."""
+    found = {}
+    for x, clips in pool.shards["still"] + pool.shards["video"]:
+        for i, c in enumerate(clips):
+            found.setdefault(c.scene, []).append(x[i, :, :1])
+    means, spreads = [], []
+    for scene in spec.SCENES:
+        x = torch.stack(found[scene][:600]).float()
+        means.append(x.mean(0))
+        spreads.append(((x - means[-1])[:, :6] ** 2).mean())
+    return torch.stack(means), torch.stack(spreads)
 
 
 def sigmas(n, mean, gen):
@@ -244,16 +285,24 @@ def train(args):
             time.sleep(10)
     channels = (pool.shards["still"] + pool.shards["video"])[0][0].shape[1]
     text = Text(work)
+    # Channels weigh as their spread in the latents: what is seen most counts most.
+    some = (pool.shards["still"] + pool.shards["video"])[0][0][:2000, :, :1].float()
+    visible = some.var((0, 2, 3, 4))
+    visible = visible / visible.mean()
+    scenes = {s: i for i, s in enumerate(spec.SCENES)}
+    middle, spread = scene_means(pool)
     model = make_model(channels)
     make_fast(model)
     params = list(model.parameters())
     in_blocks = {id(p) for b in model.transformer_blocks for n, p in b.named_parameters() if p.ndim == 2 and "table" not in n}
     if args.optimizer == "muon":
         square = [[p for p in params if id(p) in in_blocks and (p.shape[0] == p.shape[1]) == same] for same in (True, False)]
-        adamw = torch.optim.AdamW([p for p in params if id(p) not in in_blocks], lr=args.lr, betas=(0.9, 0.97), weight_decay=0.0)
+        adamw = torch.optim.AdamW([p for p in params if id(p) not in in_blocks], lr=args.lr_adam, betas=(0.9, 0.97), weight_decay=0.0)
         opts = [*(Muon(ps, lr=args.lr) for ps in square), adamw]
+        rates = [args.lr, args.lr, args.lr_adam]
     else:
-        opts = [torch.optim.AdamW(params, lr=args.lr, betas=(0.9, 0.97), weight_decay=0.01)]
+        opts = [torch.optim.AdamW(params, lr=args.lr_adam, betas=(0.9, 0.97), weight_decay=0.01)]
+        rates = [args.lr_adam]
     ema = [p.detach().clone() for p in params]
     state = {"step": 0, "elapsed": 0.0, "seen_still": 0, "seen_video": 0}
     ckpt = f"{work}/transformer.ckpt"
@@ -283,7 +332,7 @@ def train(args):
         shutil.rmtree(f"{work}/transformer", ignore_errors=True)
         os.rename(f"{work}/transformer.part", f"{work}/transformer")
 
-    def half(x, clips, kind, condition, seed):
+    def half(net, x, clips, kind, condition, seed):
         """Loss and gradients of one worker's part of the batch."""
         g = torch.Generator().manual_seed(seed)
         r = random.Random(seed)
@@ -302,29 +351,30 @@ def train(args):
         else:
             xt = (1 - s[:, None, None]) * x0 + s[:, None, None] * noise
             t, weight = s * 1000, None
-        out = model(xt, states, t, mask, f, h, w, ROPE, return_dict=False)[0]
-        err = (out - (noise - x0)) ** 2
+        out = net(xt, states, t, mask, f, h, w, ROPE, return_dict=False)[0]
+        # Tokens unlike the usual view of their scene (the subjects) count more.
+        at = torch.tensor([scenes[c.scene] for c in clips])
+        odd = ((x - middle[at])[:, :6] ** 2).mean(1) / spread[at][:, None, None, None]
+        odd = 0.6 + 0.4 * odd.clamp(max=4).flatten(1)[..., None]
+        err = (out - (noise - x0)) ** 2 * visible * odd
         if weight is not None:
             err = err * weight / weight.mean()
         each = err.mean((1, 2))
         grads = torch.autograd.grad(each.sum(), params, allow_unused=True)
         return each.detach(), s, grads
 
+    small = every_other(model)
     if args.compile:
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        begun = time.time()
-        for kind, frames, n, condition in (("still", 1, args.batch_still, False), ("video", 5, args.batch_video, False), ("video", 5, args.batch_video, True)):
-            if kind == "still" or args.stills < 1:
-                n //= args.workers
-                half(torch.randn(n, channels, frames, 8, 8), [spec.sample(rng) for _ in range(n)], kind, condition, 0)
-                log(f"compiled {kind} {time.time() - begun:.0f} s")
-        start = last_save = last_log = time.time()
+    ready = set()
+    start = last_save = last_log = time.time()
     while True:
         elapsed = base + time.time() - start
         t = elapsed / limit
         if t >= 1:
             break
-        pool.scan(log)
+        if pool.scan(log):
+            text.refresh(log)
         kind = "still"
         if t >= args.stills and pool.count("video") > 0 and rng.random() >= args.still_share:
             kind = "video"
@@ -332,16 +382,21 @@ def train(args):
         n = args.batch_still if kind == "still" else args.batch_video
         x, clips = pool.draw(kind, n, rng)
         k = args.workers
-        jobs = [workers.submit(half, x[i::k], clips[i::k], kind, condition, rng.getrandbits(40)) for i in range(k)]
+        net = model if t >= args.wake else small
+        if args.compile and (kind, condition) not in ready:  # compile once, before the workers run side by side
+            ready.add((kind, condition))
+            half(net, x[::k], clips[::k], kind, condition, 0)
+            log(f"compiled {kind} {time.time() - start:.0f} s")
+        jobs = [workers.submit(half, net, x[i::k], clips[i::k], kind, condition, rng.getrandbits(40)) for i in range(k)]
         done = [j.result() for j in jobs]
         for i, p in enumerate(params):
             gs = [d[2][i] for d in done if d[2][i] is not None]
             p.grad = sum(gs[1:], gs[0]) / n if gs else None
         norm = torch.nn.utils.clip_grad_norm_(params, 1.0).item()
-        lr = args.lr * min(1, (state["step"] + 1) / 40) * min(1, max(0.03, (1 - t) / args.decay))
-        for o in opts:
+        lr = min(1, (state["step"] + 1) / 40) * min(1, max(0.03, (1 - t) / args.decay))
+        for o, rate in zip(opts, rates):
             for group in o.param_groups:
-                group["lr"] = lr
+                group["lr"] = rate * lr
         for j in [workers.submit(o.step) for o in opts]:
             j.result()
         state["step"] += 1
@@ -359,7 +414,7 @@ def train(args):
         if state["step"] % args.log_every == 0:
             now = time.time()
             q = (quart / qn.clamp(min=1)).tolist()
-            log(f"step {state['step']} {state['elapsed']:.0f} s still {[round(v, 3) for v in q[0]]} video {[round(v, 3) for v in q[1]]} norm {norm:.2f} lr {lr:.1e} {seen / (now - last_log):.1f} samples/s seen {state['seen_still']}+{state['seen_video']}")
+            log(f"step {state['step']} {state['elapsed']:.0f} s still {[round(v, 3) for v in q[0]]} video {[round(v, 3) for v in q[1]]} norm {norm:.2f} rate {lr:.2f} {seen / (now - last_log):.1f} samples/s seen {state['seen_still']}+{state['seen_video']}")
             last_log, seen = now, 0
             quart.zero_()
             qn.zero_()
@@ -436,12 +491,14 @@ def main():
     ap.add_argument("--threads", type=int, default=1, help="threads within an operation, per worker")
     ap.add_argument("--workers", type=int, default=2, help="parts of a batch computed side by side")
     ap.add_argument("--optimizer", default="muon", choices=("muon", "adamw"))
-    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--lr", type=float, default=4e-3, help="of Muon: the matrices of the blocks")
+    ap.add_argument("--lr-adam", type=float, default=2e-3, help="of AdamW: all else")
     ap.add_argument("--decay", type=float, default=0.3, help="share of the time over which the rate falls to the end")
     ap.add_argument("--ema", type=float, default=0.08, help="EMA horizon as a share of the steps so far")
-    ap.add_argument("--batch-still", type=int, default=96)
-    ap.add_argument("--batch-video", type=int, default=24)
-    ap.add_argument("--stills", type=float, default=0.33, help="share of the time on stills alone")
+    ap.add_argument("--batch-still", type=int, default=64)
+    ap.add_argument("--batch-video", type=int, default=16)
+    ap.add_argument("--wake", type=float, default=0.17, help="share of the time on every other block alone")
+    ap.add_argument("--stills", type=float, default=0.42, help="share of the time on stills alone")
     ap.add_argument("--still-share", type=float, default=0.2)
     ap.add_argument("--mean-still", type=float, default=0.3)
     ap.add_argument("--mean-video", type=float, default=0.7)
