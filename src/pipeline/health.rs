@@ -195,7 +195,9 @@ impl Grain {
     fn see(&mut self, mut values: Vec<f32>, width: usize) {
         let n = values.len().max(1) as f64;
         let mean = (values.iter().copied().map(f64::from).sum::<f64>() / n) as f32;
-        values.iter_mut().for_each(|v| *v -= mean);
+        for v in &mut values {
+            *v -= mean;
+        }
         let square = mean_product(&values, &values);
         self.frames += 1.0;
         self.square += square;

@@ -166,8 +166,10 @@ impl Renderer<'_> {
             drawn.global += done.finished_steps - request.start;
         }
         let latents = done.latents.to_device(&Device::Cpu)?;
-        if !is_finite(&latents)? {
-            return Err(Verdict::NotFinite.error().expect("not finite is an error"));
+        if !is_finite(&latents)?
+            && let Some(error) = Verdict::NotFinite.error()
+        {
+            return Err(error);
         }
         Ok(Denoised {
             latents,

@@ -148,15 +148,8 @@ impl Schedule {
                         expected: "false: this pipeline has a schedule of its own".into(),
                     });
                 }
-                let own;
-                let timesteps = match timesteps {
-                    Some(timesteps) => timesteps,
-                    None => {
-                        own = linear_quadratic(steps);
-                        &own
-                    }
-                };
-                config.schedule(Given::Timesteps(timesteps), 0.0)
+                let own = timesteps.map_or_else(|| linear_quadratic(steps), <[f32]>::to_vec);
+                config.schedule(Given::Timesteps(&own), 0.0)
             }
         };
         if spec.source == SigmaSource::LinearQuadratic {
@@ -230,7 +223,9 @@ impl Config {
             Given::Sigmas(_) => sigmas.iter().map(|s| s * scale).collect(),
         };
         if self.invert_sigmas {
-            sigmas.iter_mut().for_each(|s| *s = 1.0 - *s);
+            for s in &mut sigmas {
+                *s = 1.0 - *s;
+            }
             timesteps = sigmas.iter().map(|s| s * scale).collect();
         }
         sigmas.push(if self.invert_sigmas { 1.0 } else { 0.0 });
@@ -244,10 +239,14 @@ impl Config {
                 TimeShift::Exponential => mu.exp() as f32,
                 TimeShift::Linear => mu as f32,
             };
-            sigmas.iter_mut().for_each(|s| *s = mu / (mu + (1.0 / *s - 1.0)));
+            for s in sigmas {
+                *s = mu / (mu + (1.0 / *s - 1.0));
+            }
         } else {
             let (shift, less) = (self.shift as f32, (self.shift - 1.0) as f32);
-            sigmas.iter_mut().for_each(|s| *s = shift * *s / (1.0 + less * *s));
+            for s in sigmas {
+                *s = shift * *s / (1.0 + less * *s);
+            }
         }
     }
 
@@ -256,7 +255,9 @@ impl Config {
             return;
         };
         let factor = (1.0 - last) / (1.0 - terminal) as f32;
-        sigmas.iter_mut().for_each(|s| *s = 1.0 - (1.0 - *s) / factor);
+        for s in sigmas {
+            *s = 1.0 - (1.0 - *s) / factor;
+        }
     }
 
     /// In f64: only the two ends of the f32 schedule enter.
