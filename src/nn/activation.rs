@@ -26,7 +26,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 wide! {
     fn gelu_row(x: &[f32], out: &mut [f32]) {
         // 0.5 · (1 + tanh u) is sigmoid(2u).
-        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
         for (out, &x) in out.iter_mut().zip(x) {
             let u = TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
             *out = x / (1.0 + exp(-u));

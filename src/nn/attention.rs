@@ -274,12 +274,21 @@ wide! {
         }
         let before = *highest;
         let now = maximum(row, before);
-        for x in row.iter_mut() {
+        let mut lanes = [0f32; LANES];
+        let (blocks, rest) = row.as_chunks_mut::<LANES>();
+        for block in blocks {
+            for (x, lane) in block.iter_mut().zip(&mut lanes) {
+                *x = exp(*x - now);
+                *lane += *x;
+            }
+        }
+        for (x, lane) in rest.iter_mut().zip(&mut lanes) {
             *x = exp(*x - now);
+            *lane += *x;
         }
         let shrink = exp(before - now);
         *highest = now;
-        *total = *total * shrink + sum(row, |x| x);
+        *total = *total * shrink + sum(&lanes, |x| x);
         shrink
     }
 }

@@ -93,9 +93,9 @@ pub(crate) fn expect_len(what: &str, found: usize, expected: usize) -> candle_co
     Ok(())
 }
 
-/// Defines functions whose body is compiled twice on x86-64: as it stands, and with AVX2 for CPUs that have it.
+/// Defines functions whose body is compiled thrice on x86-64: as it stands, and for CPUs with AVX2 or AVX-512.
 ///
-/// Rust never joins `a * b + c` into one rounding, so that both give the same bits.
+/// Rust never joins `a * b + c` into one rounding, so that all give the same bits.
 macro_rules! wide {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -107,6 +107,18 @@ macro_rules! wide {
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $kind),*) $(-> $out)? {
                     plain($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+                fn avx512($($arg: $kind),*) $(-> $out)? {
+                    plain($($arg),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                {
+                    // SAFETY: this CPU has all four, it was asked just now.
+                    return unsafe { avx512($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") {
                     // SAFETY: this CPU has AVX2, it was asked just now.
@@ -131,13 +143,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // ln 2 in two parts, the first short enough that its multiples are exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let bounded = if x < LOWEST {
-        LOWEST
-    } else if x > HIGHEST {
-        HIGHEST
-    } else {
-        x
-    };
+    let bounded = x.clamp(LOWEST, HIGHEST);
     let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = bounded - n * LN2_HIGH - n * LN2_LOW;

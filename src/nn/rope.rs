@@ -39,11 +39,6 @@ impl Rotary {
         })
     }
 
-    /// Number of tokens.
-    pub fn len(&self) -> Result<usize> {
-        Ok(self.cos.dim(1)?)
-    }
-
     /// Turns `x` `[B, L, C]`, all heads side by side; the dtype stays, arithmetic is f32.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         if !x.device().is_cpu() {

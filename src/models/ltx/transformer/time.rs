@@ -73,13 +73,13 @@ impl TimeEmbed {
 /// The number of each value in `distinct`, which is filled in order of appearance.
 fn number(values: &[f32], distinct: &mut Vec<f32>) -> Vec<u32> {
     let mut seen = std::collections::HashMap::new();
-    let mut number_of = |value: &f32| {
+    let number_of = |value: &f32| {
         *seen.entry(value.to_bits()).or_insert_with(|| {
             distinct.push(*value);
             distinct.len() as u32 - 1
         })
     };
-    values.iter().map(|value| number_of(value)).collect()
+    values.iter().map(number_of).collect()
 }
 
 impl TimeContext {
