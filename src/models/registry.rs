@@ -24,8 +24,9 @@ struct Catalog {
     pipelines: BTreeMap<String, PipelineEntry>,
 }
 
-static CATALOG: LazyLock<Catalog> =
-    LazyLock::new(|| toml::from_str(include_str!("catalog.toml")).expect("catalog.toml is checked by a test"));
+static CATALOG: LazyLock<Catalog> = LazyLock::new(|| {
+    toml::from_str(include_str!("catalog.toml")).expect("catalog.toml is checked by a test")
+});
 
 /// Opens a checkpoint: reads its headers and loads no weight.
 ///
@@ -39,7 +40,8 @@ pub fn open(source: &ModelSource) -> Result<Box<dyn Checkpoint>> {
         return Err(Error::invalid(format!("model {}", path.display()), why)
             .with_hint("give --model a folder that holds a model_index.json"));
     }
-    let index: serde_json::Value = source.json("model_index.json", "it says which pipeline the folder holds")?;
+    let index: serde_json::Value =
+        source.json("model_index.json", "it says which pipeline the folder holds")?;
     let class = index.get("_class_name").and_then(|v| v.as_str()).unwrap_or_default().to_owned();
     let entry = CATALOG.pipelines.get(&class).ok_or_else(|| Error::UnknownPipeline {
         path: source.path("model_index.json"),

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -50,7 +51,8 @@ impl ModelSource {
             Self::Embedded => "sora-mini".into(),
             Self::Folder(path) => {
                 let full = path.canonicalize().unwrap_or_else(|_| path.clone());
-                full.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+                full.file_name()
+                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
             }
         }
     }
@@ -115,7 +117,34 @@ impl ModelSource {
                     None => Err(Error::MissingFile { path: self.path(&relative), what: "weights" }),
                 }
             }
-            Self::Folder(folder) => Weights::open(&folder.join(component), stem, None),
+            Self::Folder(folder) => {
+                let folder = folder.join(component);
+                let variant = variant(&folder, stem)?;
+                Weights::open(&folder, stem, variant.as_deref())
+            }
         }
     }
+}
+
+/// The variant of a folder that holds no plain weights: `fp16` where there is only `STEM.fp16.safetensors`, whole or
+/// in shards. Two variants and no plain weights are an error, since nothing says which one is meant.
+fn variant(folder: &Path, stem: &str) -> Result<Option<String>> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(None) };
+    let mut variants = BTreeSet::new();
+    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        let Some(rest) = name.strip_prefix(stem) else { continue };
+        if rest == ".safetensors" || rest == ".safetensors.index.json" {
+            return Ok(None);
+        }
+        let middle = rest
+            .strip_suffix(".safetensors")
+            .or_else(|| rest.strip_prefix(".safetensors.index.")?.strip_suffix(".json"));
+        let variant = middle.map(|m| m.trim_start_matches('.')).filter(|m| !m.is_empty() && !m.contains('-'));
+        variants.extend(variant.map(str::to_owned));
+    }
+    if variants.len() > 1 {
+        let list = variants.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Error::damaged(folder, format!("it holds the variants {list} and no plain weights")));
+    }
+    Ok(variants.pop_first())
 }

@@ -126,7 +126,15 @@ mod tests {
 
     #[test]
     fn agrees_with_f64_at_every_dtype_and_width() {
-        let draw = |shape: &[usize]| Tensor::randn(0.5f32, 2.0, shape, &Device::Cpu).unwrap();
+        let state = std::cell::Cell::new(1u64);
+        let draw = |shape: &[usize]| {
+            let next = || {
+                state.set(state.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+                (state.get() >> 40) as f32 / (1 << 24) as f32 * 7.0 - 3.0
+            };
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
         for d in [1, 7, 16, 33, 2048] {
             let (weight, bias) = (draw(&[d]), draw(&[d]));
             for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::F16, 1e-3), (DType::BF16, 8e-3)] {
@@ -141,7 +149,8 @@ mod tests {
                         let y =
                             y.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
                         for (y, e) in y.iter().zip(reference(&x, weight, bias, 1e-6, centre)) {
-                            assert!((y - e).abs() <= tolerance * e.abs().max(1.0), "{d} {dtype:?}: {y} {e}");
+                            // The bias may cancel a normed and weighted value of up to about 4.
+                            assert!((y - e).abs() <= tolerance * e.abs().max(4.0), "{d} {dtype:?}: {y} {e}");
                         }
                     }
                 }

@@ -14,8 +14,10 @@ pub struct Fixture {
 impl Fixture {
     /// Opens `tests/golden/fixtures/NAME.safetensors`; a missing fixture is a failure.
     pub fn open(name: &str) -> Self {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/fixtures/{name}.safetensors"));
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e} (run tests/golden/make.py)", path.display()));
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("tests/golden/fixtures/{name}.safetensors"));
+        let bytes = std::fs::read(&path)
+            .unwrap_or_else(|e| panic!("{}: {e} (run tests/golden/make.py)", path.display()));
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a safetensors header");
         let metadata = header.metadata().clone().unwrap_or_default();
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).expect("tensors");
@@ -29,7 +31,10 @@ impl Fixture {
 
     /// A metadata entry parsed as JSON.
     pub fn json(&self, name: &str) -> serde_json::Value {
-        let text = self.metadata.get(name).unwrap_or_else(|| panic!("{} has no metadata `{name}`", self.path.display()));
+        let text = self
+            .metadata
+            .get(name)
+            .unwrap_or_else(|| panic!("{} has no metadata `{name}`", self.path.display()));
         serde_json::from_str(text).expect("JSON metadata")
     }
 

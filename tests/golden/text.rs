@@ -9,7 +9,7 @@ use sora::{
     error::Error,
     models::{
         api::TextEncoder,
-        t5::{Config, Encoder, T5Text, Tokenizer},
+        t5::{Config, Encoder, Padding, T5Text, Tokenizer},
     },
     weights::Weights,
 };
@@ -236,7 +236,14 @@ fn t5_text_encodes_a_prompt() {
     let files = layout(&Fixture::open("tokenizer"), "bare");
     let place = Placement { device: Device::Cpu, dtype: DType::F32 };
     let loader = Weights::from_tensors("t5", fixture.weights()).loader(&place);
-    let mut text = T5Text::new(tokenizer(&files).unwrap(), &config(&fixture), &loader).unwrap();
+    let read =
+        |padding| T5Text::new(tokenizer(&files).unwrap(), &config(&fixture), padding, &loader).unwrap();
+    let hidden = read(Padding::Hidden).encode("", 5).unwrap().states;
+    let alone =
+        encoder(&fixture, DType::F32).forward(&Tensor::new(&[[1u32]], &Device::Cpu).unwrap()).unwrap();
+    Tolerance::F32.check("states without padding", &hidden.narrow(1, 0, 1).unwrap(), &alone);
+    assert_eq!(hidden.dim(1).unwrap(), 5);
+    let mut text = read(Padding::Read);
     let states = text.encode("", 5).unwrap();
     let expected = Tensor::new(&[[1u32, 0, 0, 0, 0]], &Device::Cpu).unwrap();
     let expected = encoder(&fixture, DType::F32).forward(&expected).unwrap();

@@ -11,11 +11,11 @@ use crate::{
     error::{Error, Result},
     models::{
         api::{
-            Activations, Checkpoint, Defaults, Denoiser, Geometry, ModelInfo, Placement, ScheduleSpec, SigmaSource,
-            TextEncoder, Tiling, VideoDecoder, VideoEncoder, WeightBytes,
+            Activations, Checkpoint, Defaults, Denoiser, Geometry, ModelInfo, Placement, ScheduleSpec,
+            SigmaSource, TextEncoder, Tiling, VideoDecoder, VideoEncoder, WeightBytes,
         },
         source::ModelSource,
-        t5::{self, T5Text, Tokenizer},
+        t5::{self, Padding, T5Text, Tokenizer},
     },
     video::VideoSpec,
 };
@@ -49,13 +49,18 @@ impl LtxCheckpoint {
             }
         };
         let file = "text_encoder/config.json";
-        let text = t5::Config::parse(&source.path(file), &source.read(file, "the text encoder's dimensions")?)?;
+        let text =
+            t5::Config::parse(&source.path(file), &source.read(file, "the text encoder's dimensions")?)?;
         let file = "transformer/config.json";
-        let transformer =
-            TransformerConfig::parse(&source.text(file, "the transformer's dimensions")?, &source.path(file))?;
+        let transformer = TransformerConfig::parse(
+            &source.text(file, "the transformer's dimensions")?,
+            &source.path(file),
+        )?;
         let file = "vae/config.json";
-        let vae =
-            vae::Config::from_json(&source.text(file, "the video autoencoder's dimensions")?, &source.path(file))?;
+        let vae = vae::Config::from_json(
+            &source.text(file, "the video autoencoder's dimensions")?,
+            &source.path(file),
+        )?;
         let schedule = ScheduleSpec {
             config: source.json("scheduler/scheduler_config.json", "it says how noise levels are spaced")?,
             path: source.path("scheduler/scheduler_config.json"),
@@ -94,7 +99,8 @@ impl LtxCheckpoint {
             denoiser: source.weights("transformer", MODEL)?.byte_len(),
             video: source.weights("vae", MODEL)?.byte_len(),
         };
-        let info = ModelInfo { name: source.name(), pipeline: class.into(), geometry, defaults, weight_bytes };
+        let info =
+            ModelInfo { name: source.name(), pipeline: class.into(), geometry, defaults, weight_bytes };
         Ok(Self { source, info, schedule, rule, text, transformer, vae })
     }
 }
@@ -110,13 +116,18 @@ impl Checkpoint for LtxCheckpoint {
 
     fn text_encoder(&self, place: &Placement) -> Result<Box<dyn TextEncoder>> {
         let tokenizer = match &self.source {
-            ModelSource::Embedded => {
-                Tokenizer::from_files(&self.source.path("tokenizer"), &ModelSource::embedded_below("tokenizer/"))?
-            }
+            ModelSource::Embedded => Tokenizer::from_files(
+                &self.source.path("tokenizer"),
+                &ModelSource::embedded_below("tokenizer/"),
+            )?,
             ModelSource::Folder(folder) => Tokenizer::open(&folder.join("tokenizer"))?,
         };
         let weights = self.source.weights("text_encoder", "model")?.loader(place);
-        let encoder = T5Text::new(tokenizer, &self.text, &weights)?;
+        let padding = match self.rule {
+            PositionRule::LtxPipeline => Padding::Read,
+            PositionRule::LtxConditionPipeline => Padding::Hidden,
+        };
+        let encoder = T5Text::new(tokenizer, &self.text, padding, &weights)?;
         weights.finish(&[])?;
         Ok(Box::new(encoder))
     }
@@ -154,7 +165,8 @@ impl Checkpoint for LtxCheckpoint {
             serde_json::from_slice(&bytes).map_err(|e| Error::damaged(&path, e.to_string()))?;
         let Some(map) = preview.latent_rgb else { return Ok(None) };
         let channels = self.info.geometry.channels;
-        if map.weight.len() != 3 || map.bias.len() != 3 || map.weight.iter().any(|row| row.len() != channels) {
+        if map.weight.len() != 3 || map.bias.len() != 3 || map.weight.iter().any(|row| row.len() != channels)
+        {
             return Err(Error::Config {
                 path,
                 key: "latent_rgb".into(),
