@@ -278,6 +278,13 @@ impl Error {
             Self::File { action: "write", source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space, or write to another disk".into())
             }
+            Self::File { action: "write into", path, source } => match source.kind() {
+                io::ErrorKind::NotFound => Some(format!("make it first: mkdir -p {}", path.display())),
+                io::ErrorKind::NotADirectory => Some("a folder in the path is a file; choose another".into()),
+                io::ErrorKind::PermissionDenied => Some("choose a folder you may write to".into()),
+                io::ErrorKind::StorageFull => Some("free some space, or write to another disk".into()),
+                _ => None,
+            },
             Self::UnknownPipeline { .. } => Some("point --model at a text-to-video pipeline folder".into()),
             Self::Damaged { .. } | Self::MissingTensor { .. } | Self::NotFiniteTensor { .. } => {
                 Some("fetch or copy the file again".into())

@@ -1,1 +1,85 @@
 //! Everything that touches FFmpeg or picture files: sinks for frames, readers for clips.
+//!
+//! [`Target::parse`] says what a file name means, [`open_sink`] checks the options against it and
+//! gives the sink that frames are pushed into. Every sink writes beside its target and renames when
+//! whole; dropped unfinished, it leaves nothing.
+//!
+//! ```
+//! use sora::{media::{EncodeOptions, Target, open_sink}, video::Frame};
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("grey.mp4");
+//! # let path = path.to_str().unwrap();
+//! let target = Target::parse(path)?;
+//! let mut sink = open_sink(&target, 64, 64, &EncodeOptions { fps: 8.0, ..Default::default() })?;
+//! for _ in 0..8 {
+//!     sink.push(Frame { width: 64, height: 64, rgb: vec![128; 64 * 64 * 3] })?;
+//! }
+//! sink.finish()?;
+//! # Ok::<(), sora::Error>(())
+//! ```
+
+mod codec;
+mod colour;
+mod encode;
+mod folder;
+mod gif;
+mod options;
+mod palette;
+mod pending;
+mod picture;
+mod read;
+mod resize;
+mod sheet;
+mod sink;
+mod still;
+mod target;
+mod y4m;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Once,
+};
+
+use crate::error::{Error, Result};
+
+pub use codec::Codec;
+pub use options::EncodeOptions;
+pub use picture::read_image;
+pub use read::{Clip, read_clip};
+pub use resize::{cover, resize};
+pub use sheet::SheetBuilder;
+pub use sink::{TeeSink, open_sink};
+pub use target::{Format, Target};
+
+/// The largest width or height of a picture or clip that is read.
+pub const MAX_SIDE: usize = 16_384;
+
+/// Readies FFmpeg once a process and silences its log: what goes wrong is told by [`Error`].
+fn start_ffmpeg() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        // Only fills tables of texts; it has no way to fail.
+        let _ = ffmpeg_next::init();
+        ffmpeg_next::log::set_level(ffmpeg_next::log::Level::Quiet);
+    });
+}
+
+/// The name FFmpeg opens a local file by; without the prefix, `a:b.mp4` would name a protocol.
+fn file_url(path: &Path) -> Result<String> {
+    match path.to_str() {
+        Some(name) if !name.contains('\0') => Ok(format!("file:{name}")),
+        _ => Err(Error::invalid(format!("file name `{}`", path.display()), "expected valid UTF-8")),
+    }
+}
+
+/// What FFmpeg said while `action` was going on; a number of the system becomes a file error.
+fn ffmpeg_error(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(ffmpeg_next::Error) -> Error {
+    let path = path.into();
+    move |source| match source {
+        ffmpeg_next::Error::Other { errno } if errno != ffmpeg_next::ffi::EINVAL => {
+            Error::File { action, path, source: io::Error::from_raw_os_error(errno) }
+        }
+        source => Error::Ffmpeg { action, path, source },
+    }
+}
