@@ -1,0 +1,128 @@
+//! How much memory a clip needs and how much this process may still have.
+
+use std::{fs, path::Path};
+
+use crate::{
+    error::{Error, Result},
+    models::api::{Checkpoint, Placement, Tiling},
+    video::VideoSpec,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// What the program itself needs: code, FFmpeg's encoder, a few frames.
+const OWN: u64 = 64 * MIB;
+
+/// Small tiles that every decoder of this program can work in.
+const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((16, 8)) };
+
+/// Refuses a clip that can't be held in memory, by an estimate from shapes alone, and says what could.
+///
+/// Only the CPU's memory is reckoned with: a GPU says for itself when it is full.
+pub fn check(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Result<()> {
+    match available() {
+        Some(have) if place.device.is_cpu() => check_against(have, checkpoint, spec, place, tiling),
+        _ => Ok(()),
+    }
+}
+
+fn check_against(
+    have: u64,
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Result<()> {
+    let peak = |spec: &VideoSpec, tiling: &Tiling| peak(checkpoint, spec, place, tiling);
+    let (stage, need) = peak(spec, tiling);
+    if need <= have {
+        return Ok(());
+    }
+    let fits = |spec: &VideoSpec| peak(spec, tiling).1 <= have;
+    let geometry = checkpoint.info().geometry;
+    let mut ways = Vec::new();
+    if peak(spec, &SMALL_TILES).1 <= have {
+        ways.push("--vae-tile 256:192 --vae-tile-frames 16:8".to_owned());
+    }
+    let unit_t = geometry.temporal * geometry.patch_t;
+    let shorter = (1..=spec.frames / unit_t).map(|cut| VideoSpec { frames: spec.frames - cut * unit_t, ..*spec });
+    ways.extend(shorter.filter(|s| s.frames > 0).find(fits).map(|s| format!("--frames {}", s.frames)));
+    let unit = geometry.spatial * geometry.patch;
+    let smaller = (1..20).rev().map(|twentieths| {
+        let side = |pixels: usize| (pixels * twentieths / 20 / unit).max(1) * unit;
+        VideoSpec { width: side(spec.width), height: side(spec.height), ..*spec }
+    });
+    ways.extend(smaller.into_iter().find(fits).map(|s| format!("--size {}x{}", s.width, s.height)));
+    let hint = if ways.is_empty() {
+        "the model itself is too large for this machine; use a smaller one".to_owned()
+    } else {
+        format!("this would fit: {}", ways.join(", or "))
+    };
+    Err(Error::OutOfMemory { what: stage.to_owned(), need_mib: need.div_ceil(MIB), have_mib: have / MIB, hint })
+}
+
+/// The hungriest stage, and its bytes. Stages are loaded one after another, never together.
+fn peak(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> (&'static str, u64) {
+    let weights = checkpoint.info().weight_bytes;
+    let activations = checkpoint.activations(spec, place, tiling);
+    let stages = [
+        ("reading the prompt", weights.text),
+        ("denoising", weights.denoiser.saturating_add(activations.denoise)),
+        ("decoding", weights.video.saturating_add(activations.decode)),
+    ];
+    let (stage, bytes) = stages.into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are three stages");
+    (stage, bytes.saturating_add(OWN))
+}
+
+/// Bytes that can be had without swapping: the least of what is free, what the control group leaves and what
+/// the address-space limit leaves. Nothing where the system doesn't say.
+#[must_use]
+pub fn available() -> Option<u64> {
+    [free(), control_group(), address_space()].into_iter().flatten().min()
+}
+
+fn free() -> Option<u64> {
+    field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kib| kib * 1024)
+}
+
+fn control_group() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let own = Path::new("/sys/fs/cgroup").join(group);
+    own.ancestors().take_while(|folder| folder.starts_with("/sys/fs/cgroup")).filter_map(group_leaves).min()
+}
+
+fn group_leaves(folder: &Path) -> Option<u64> {
+    let number = |name| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+    let (limit, used) = (number("memory.max")?, number("memory.current")?);
+    // Cached file pages are counted as used but given back when something else wants the room.
+    let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+    let cached = field(&stat, "inactive_file").unwrap_or(0);
+    Some(limit.saturating_sub(used.saturating_sub(cached)))
+}
+
+fn address_space() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = field(&limits, "Max address space")?;
+    let used = field(&fs::read_to_string("/proc/self/status").ok()?, "VmSize:")? * 1024;
+    Some(limit.saturating_sub(used))
+}
+
+/// The number after `name` at the head of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_name() {
+        let text = "MemTotal: 10 kB\nMemAvailable:    7 kB\nMax address space  unlimited  unlimited\n";
+        assert_eq!(field(text, "MemAvailable:"), Some(7));
+        assert_eq!(field(text, "Max address space"), None);
+        assert_eq!(field(text, "Swap:"), None);
+    }
+}

@@ -1,0 +1,101 @@
+//! What a clip was made from: written into the clip, into latents files and into `--json`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{models::api::Tiling, video::VideoSpec};
+
+/// All that was decided for one clip. The same recipe with the same model gives the same frames.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Version of this program.
+    pub sora: String,
+    /// The model's name.
+    pub model: String,
+    /// The pipeline class whose arithmetic was followed.
+    pub pipeline: String,
+    /// What was asked for.
+    pub prompt: String,
+    /// What was to be kept away.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub negative_prompt: String,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Size, length and rate.
+    #[serde(flatten)]
+    pub spec: VideoSpec,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Timesteps, where they were given by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<Vec<f64>>,
+    /// Classifier-free guidance scale.
+    pub guidance: f64,
+    /// Guidance rescale.
+    #[serde(default)]
+    pub guidance_rescale: f64,
+    /// Tokens that the prompt was padded or cut to.
+    pub max_sequence_length: usize,
+    /// Timestep of the decoder.
+    #[serde(default)]
+    pub decode_timestep: f64,
+    /// Share of noise mixed in before the decoder; as much as `decode_timestep` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_noise_scale: Option<f64>,
+    /// How the decode was cut.
+    #[serde(default)]
+    pub tiling: Tiling,
+    /// Whether the initial latents came from a file instead of the seed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub initial_latents: bool,
+    /// The device it ran on.
+    pub device: String,
+    /// The number type it ran in.
+    pub dtype: String,
+    /// What the user was warned of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Recipe {
+    /// The recipe in one line of JSON.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a recipe has string keys and finite numbers only")
+    }
+}
+
+/// The first words of a prompt as a file name: lower-case letters, digits and `-`, at most 40.
+#[must_use]
+pub fn slug(prompt: &str) -> String {
+    let mut slug = String::new();
+    for word in prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        let word = word.to_lowercase();
+        let gap = usize::from(!slug.is_empty());
+        if slug.chars().count() + gap + word.chars().count() > 40 {
+            if slug.is_empty() {
+                slug = word.chars().take(40).collect();
+            }
+            break;
+        }
+        if gap == 1 {
+            slug.push('-');
+        }
+        slug.push_str(&word);
+    }
+    if slug.is_empty() { "video".into() } else { slug }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slug;
+
+    #[test]
+    fn slugs_are_short_names() {
+        assert_eq!(slug("Pirate ships, in coffee!"), "pirate-ships-in-coffee");
+        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
+        assert_eq!(slug("猫 walks"), "猫-walks");
+        assert_eq!(slug("?!"), "video");
+        assert_eq!(slug(&"a".repeat(99)).len(), 40);
+        assert_eq!(slug(&"word ".repeat(20)).len(), 39);
+    }
+}

@@ -1,0 +1,76 @@
+//! `sora decode`: from saved latents to a video.
+
+use std::path::PathBuf;
+
+use sora::{
+    Error,
+    app::decode::{DecodeRequest, decode},
+    models::registry::ModelSource,
+};
+
+use super::{
+    compute::ComputeArgs, decoding::DecodingArgs, outcome, output::OutputArgs, progress, reporting::ReportArgs,
+};
+
+/// Decode saved latents into a video
+///
+/// Latents that `sora` wrote say which model, seed and rate they belong to; flags override that. Others need
+/// --model, unless they are the built-in model's.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  sora decode out.latents.safetensors -o out.mp4")]
+pub struct Args {
+    /// Latents: safetensors, key `latents`, [1, C, F, H, W]
+    latents: PathBuf,
+
+    /// Model: a folder or a file [default: the one the latents name, else the one that is built in]
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<PathBuf>,
+
+    /// Frames a second [default: as the latents say, else the model's own]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    fps: Option<f64>,
+
+    /// Seed of the decoder's noise, for decoders that want some [default: as the latents say, else 0]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+
+    #[command(flatten)]
+    decoding: DecodingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+impl Args {
+    pub fn report(&self) -> &ReportArgs {
+        &self.report
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    args.compute.start_threads()?;
+    super::interrupt::watch()?;
+    let report = args.report.clone();
+    let request = lower(args)?;
+    let clip = decode(&request, progress::reporter(&report).as_ref())?;
+    outcome::print(&clip, &report)?;
+    Ok(clip.verdict()?)
+}
+
+fn lower(args: Args) -> Result<DecodeRequest, Error> {
+    Ok(DecodeRequest {
+        model: args.model.map(ModelSource::Path),
+        fps: args.fps,
+        seed: args.seed,
+        decode_timestep: args.decoding.decode_timestep,
+        decode_noise_scale: args.decoding.decode_noise_scale,
+        tiling: args.decoding.tiling(),
+        device: args.compute.device,
+        dtype: args.compute.dtype,
+        outputs: args.output.lower(),
+        latents: args.latents,
+    })
+}

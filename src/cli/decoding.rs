@@ -1,0 +1,39 @@
+//! Flags on how latents become pictures.
+
+use clap::Args;
+use sora::{Error, models::api::Tiling};
+
+/// How latents become pictures.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Decoding")]
+pub struct DecodingArgs {
+    /// Timestep of decoders that take one (0..1)
+    #[arg(long, value_name = "T", hide_short_help = true, allow_negative_numbers = true)]
+    pub decode_timestep: Option<f64>,
+
+    /// Share of noise mixed in before such a decoder [default: as --decode-timestep]
+    #[arg(long, value_name = "S", hide_short_help = true, allow_negative_numbers = true)]
+    pub decode_noise_scale: Option<f64>,
+
+    /// Decode in tiles of this many pixels a side, a stride apart, e.g. 512:448, to save memory
+    #[arg(long, value_name = "SIDE:STRIDE", value_parser = tile, hide_short_help = true)]
+    pub vae_tile: Option<(usize, usize)>,
+
+    /// Decode in runs of this many frames, a stride apart, e.g. 16:8, to save memory
+    #[arg(long, value_name = "FRAMES:STRIDE", value_parser = tile, hide_short_help = true)]
+    pub vae_tile_frames: Option<(usize, usize)>,
+}
+
+impl DecodingArgs {
+    /// The tiles that were asked for.
+    pub fn tiling(&self) -> Tiling {
+        Tiling { spatial: self.vae_tile, temporal: self.vae_tile_frames }
+    }
+}
+
+fn tile(text: &str) -> Result<(usize, usize), Error> {
+    text.split_once(':')
+        .and_then(|(side, stride)| Some((side.parse().ok()?, stride.parse().ok()?)))
+        .filter(|(side, stride)| (1..=*side).contains(stride))
+        .ok_or_else(|| Error::invalid(format!("tile `{text}`"), "expected SIDE:STRIDE with a stride from 1 to the side"))
+}

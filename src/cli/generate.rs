@@ -1,0 +1,267 @@
+//! `sora gen`: from a prompt to a video.
+
+use std::{io::Read, path::PathBuf};
+
+use sora::{
+    Error,
+    app::{
+        generate::{GenerateRequest, Job, Preview},
+        shape::{Aspect, LengthChoice, SizeChoice},
+    },
+    models::registry::ModelSource,
+};
+
+use super::{
+    compute::ComputeArgs,
+    decoding::DecodingArgs,
+    output::OutputArgs,
+    progress,
+    reporting::ReportArgs,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  sora gen \"pirate ships in coffee\" -o out.mp4
+  sora gen \"a cat runs through snow\" -o cat.webm --aspect 16:9 --duration 3s --seed 7
+  sora gen \"a monster dances\" -o take.mp4 --num-videos 4 --contact-sheet sheet.png
+  sora gen \"a lighthouse at night\" --model ./ltx-video --size 704x480 --frames 97 --dtype bf16
+  echo \"a red fox\" | sora gen - -o - | ffplay -";
+
+/// Make a video from words
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\nExit codes:\n{}", super::exit::table()))]
+pub struct Args {
+    /// What to show; `-` reads it from stdin
+    #[arg(required_unless_present = "resume")]
+    prompt: Option<String>,
+
+    /// Model: a folder or a file [default: the one that is built in]
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<PathBuf>,
+
+    /// What to keep away from
+    #[arg(short, long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+
+    #[command(flatten)]
+    video: VideoArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    decoding: DecodingArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    latents: LatentsArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+/// Size and length.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Video")]
+struct VideoArgs {
+    /// Width and height in pixels, e.g. 768x512 [default: the model's own]
+    #[arg(short, long, value_name = "WxH", value_parser = size)]
+    size: Option<(usize, usize)>,
+
+    /// Width in pixels
+    #[arg(long, value_name = "PX", conflicts_with = "size", hide_short_help = true)]
+    width: Option<usize>,
+
+    /// Height in pixels
+    #[arg(long, value_name = "PX", conflicts_with = "size", hide_short_help = true)]
+    height: Option<usize>,
+
+    /// Nearest valid size of this shape, e.g. 16:9, with the model's number of pixels
+    #[arg(short, long, value_name = "W:H", conflicts_with_all = ["size", "width", "height"])]
+    aspect: Option<Aspect>,
+
+    /// Number of frames [default: the model's own; 1 for a still picture]
+    #[arg(short, long, value_name = "N")]
+    frames: Option<usize>,
+
+    /// Nearest valid number of frames, e.g. 5s or 500ms
+    #[arg(short, long, value_name = "TIME", value_parser = seconds, conflicts_with = "frames")]
+    duration: Option<f64>,
+
+    /// Frames a second [default: the model's own]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    fps: Option<f64>,
+}
+
+/// How the noise becomes a clip.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// Denoising steps: more is slower and finer [default: the model's own]
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+
+    /// How closely to follow the prompt; 1 is not at all [default: the model's own]
+    #[arg(short, long, value_name = "SCALE", allow_negative_numbers = true)]
+    guidance: Option<f64>,
+
+    /// Take back over-exposure by strong guidance (0..1)
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true, hide_short_help = true)]
+    guidance_rescale: f64,
+
+    /// Seed of the noise; the same seed gives the same video [default: drawn, printed, kept in the file]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+
+    /// Videos to make, with the seeds SEED, SEED+1, … and numbered names
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_videos: usize,
+
+    /// Timesteps by hand (1000..0), as distilled models want them
+    #[arg(
+        long,
+        value_name = "T,T,…",
+        value_delimiter = ',',
+        conflicts_with = "steps",
+        allow_negative_numbers = true,
+        hide_short_help = true
+    )]
+    timesteps: Option<Vec<f64>>,
+
+    /// Tokens that the prompt is padded or cut to [default: the model's own]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    max_sequence_length: Option<usize>,
+}
+
+/// Latents on disk, and early looks.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Latents")]
+struct LatentsArgs {
+    /// Show a small approximation while denoising [default: <output>.preview.gif]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    preview: Option<String>,
+
+    /// Keep the final latents for `sora decode`
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    save_latents: Option<PathBuf>,
+
+    /// Start from these latents instead of the seed's noise
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    latents: Option<PathBuf>,
+
+    /// Go on with a render that Ctrl-C stopped
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        conflicts_with_all = [
+            "prompt", "negative_prompt", "size", "width", "height", "aspect", "frames", "duration", "fps", "steps",
+            "guidance", "guidance_rescale", "seed", "num_videos", "timesteps", "max_sequence_length", "latents",
+        ]
+    )]
+    resume: Option<PathBuf>,
+}
+
+fn size(text: &str) -> Result<(usize, usize), Error> {
+    text.split_once(['x', 'X', '×'])
+        .and_then(|(width, height)| Some((width.trim().parse().ok()?, height.trim().parse().ok()?)))
+        .ok_or_else(|| Error::invalid(format!("size `{text}`"), "expected WIDTHxHEIGHT, e.g. 768x512"))
+}
+
+fn seconds(text: &str) -> Result<f64, Error> {
+    let text = text.trim();
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "s" | "sec" => 1.0,
+        "ms" => 1e-3,
+        "m" | "min" => 60.0,
+        _ => f64::NAN,
+    };
+    let seconds = number.trim().parse().map_or(f64::NAN, |n: f64| n * factor);
+    if seconds.is_finite() && seconds > 0.0 {
+        Ok(seconds)
+    } else {
+        Err(Error::invalid(format!("duration `{text}`"), "expected a time above 0, e.g. 5s, 2.5s or 500ms"))
+    }
+}
+
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    if args.prompt.as_deref() == Some("-") {
+        args.prompt = Some(prompt_from_stdin()?);
+    }
+    args.compute.start_threads()?;
+    super::interrupt::watch()?;
+    let report = args.report.clone();
+    let request = lower(args)?;
+    let reporter = progress::reporter(&report);
+    let mut job = Job::prepare(&request, reporter.as_ref())?;
+    let mut verdict = Ok(());
+    while let Some(outcome) = job.next_clip()? {
+        super::outcome::print(&outcome, &report)?;
+        verdict = verdict.and(outcome.verdict());
+    }
+    Ok(verdict?)
+}
+
+fn prompt_from_stdin() -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(Error::file("read", "stdin"))?;
+    Ok(text.trim().to_owned())
+}
+
+fn lower(args: Args) -> Result<GenerateRequest, Error> {
+    let Args { prompt, model, negative_prompt, video, sampling, decoding, output, latents, compute, report: _ } = args;
+    let mut request = match latents.resume {
+        Some(file) => GenerateRequest::resume(&file)?,
+        None => GenerateRequest {
+            prompt: prompt.unwrap_or_default(),
+            negative_prompt,
+            size: video.size(),
+            length: video.length(),
+            fps: video.fps,
+            steps: sampling.steps,
+            timesteps: sampling.timesteps,
+            guidance: sampling.guidance,
+            guidance_rescale: sampling.guidance_rescale,
+            max_sequence_length: sampling.max_sequence_length,
+            seed: sampling.seed,
+            clips: sampling.num_videos,
+            initial_latents: latents.latents,
+            ..GenerateRequest::default()
+        },
+    };
+    if let Some(path) = model {
+        request.model = ModelSource::Path(path);
+    }
+    decoding.apply(&mut request.decode);
+    request.device = compute.device;
+    request.dtype = compute.dtype;
+    request.outputs = output.lower();
+    request.outputs.save_latents = latents.save_latents;
+    request.outputs.preview = match latents.preview {
+        None => Preview::Off,
+        Some(file) if file.is_empty() => Preview::Beside,
+        Some(file) => Preview::At(file.into()),
+    };
+    Ok(request)
+}
+
+impl VideoArgs {
+    fn size(&self) -> SizeChoice {
+        match (self.size, self.aspect) {
+            (Some((width, height)), _) => SizeChoice::Sides { width: Some(width), height: Some(height) },
+            (None, Some(aspect)) => SizeChoice::Aspect(aspect),
+            (None, None) => SizeChoice::Sides { width: self.width, height: self.height },
+        }
+    }
+
+    fn length(&self) -> LengthChoice {
+        match (self.frames, self.duration) {
+            (Some(frames), _) => LengthChoice::Frames(frames),
+            (None, Some(seconds)) => LengthChoice::Seconds(seconds),
+            (None, None) => LengthChoice::Default,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `sora info`: what a checkpoint is.
+
+use std::{io::Write, path::PathBuf};
+
+use sora::{
+    app::inspect::{Inspection, inspect},
+    models::registry::ModelSource,
+};
+
+/// Say what a model is, from its headers alone
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  sora info\n  sora info ./ltx-video --json")]
+pub struct Args {
+    /// Model: a folder or a file [default: the one that is built in]
+    model: Option<PathBuf>,
+
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let source = args.model.clone().map_or(ModelSource::Embedded, ModelSource::Path);
+    let inspection = inspect(&source)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&inspection)?)?;
+    } else {
+        out.write_all(table(&inspection).as_bytes())?;
+    }
+    Ok(())
+}
+
+fn table(inspection: &Inspection) -> String {
+    let Inspection { info, activation_bytes } = inspection;
+    let (g, d, w) = (&info.geometry, &info.defaults, &info.weight_bytes);
+    let unit = g.spatial * g.patch;
+    let rows = [
+        ("name", info.name.clone()),
+        ("pipeline", info.pipeline.clone()),
+        ("own size", format!("{}x{}, {} frames at {} fps", d.width, d.height, d.frames, d.fps)),
+        ("sizes", format!("multiples of {unit}")),
+        ("frames", format!("{}k+1", g.temporal * g.patch_t)),
+        ("latents", format!("{} channels, {}x{} pixels and {} frames a cell", g.channels, g.spatial, g.spatial, g.temporal)),
+        ("steps", d.steps.to_string()),
+        ("guidance", d.guidance.to_string()),
+        ("prompt", format!("up to {} tokens", d.max_sequence_length)),
+        ("text encoder", mib(w.text)),
+        ("denoiser", format!("{} + {} while it works", mib(w.denoiser), mib(activation_bytes.denoise))),
+        ("video coder", format!("{} + {} while it works", mib(w.video), mib(activation_bytes.decode))),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<13} {value}\n")).collect()
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,95 @@
+//! The command line: clap types, one file per verb, what is said on stderr, exit codes.
+
+mod completions;
+mod compute;
+mod decode;
+mod decoding;
+mod exit;
+mod generate;
+mod info;
+mod interrupt;
+mod man;
+mod message;
+mod outcome;
+mod output;
+mod progress;
+mod reporting;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use exit::Exit;
+
+const EXAMPLES: &str = "\
+Examples:
+  sora gen \"pirate ships in coffee\" -o out.mp4
+  sora gen --help
+  sora decode out.latents.safetensors -o out.webm
+  sora info ./ltx-video";
+
+/// Text-to-video on your own machine: one command, no Python, no account, no cloud
+#[derive(Debug, Parser)]
+#[command(
+    name = "sora",
+    version,
+    max_term_width = 110,
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\nExit codes:\n{}", exit::table()),
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    #[command(name = "gen")]
+    Generate(Box<generate::Args>),
+    Decode(Box<decode::Args>),
+    Info(info::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    message::announce_panics();
+    let json = verb.speaks_json();
+    let result = std::panic::catch_unwind(|| run(verb));
+    match result {
+        Ok(Ok(())) => Exit::Ok,
+        // Whoever read our output has seen enough.
+        Ok(Err(error)) if closed_pipe(&error) => Exit::Ok,
+        Ok(Err(error)) => message::Failure::from(&error).print(json),
+        Err(_) => Exit::Internal,
+    }
+    .into()
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Generate(args) => generate::run(*args),
+        Verb::Decode(args) => decode::run(*args),
+        Verb::Info(args) => info::run(&args),
+        Verb::Completions(args) => completions::run(&args),
+        Verb::Man(args) => man::run(&args),
+    }
+}
+
+fn closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+impl Verb {
+    /// Whether stderr is a stream of JSON objects.
+    fn speaks_json(&self) -> bool {
+        let report = match self {
+            Self::Generate(args) => args.report(),
+            Self::Decode(args) => args.report(),
+            _ => return false,
+        };
+        report.progress == reporting::ProgressStyle::Json
+    }
+}

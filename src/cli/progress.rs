@@ -1,0 +1,210 @@
+//! Events on their way to stderr: bars, plain lines or JSON. The only file that knows indicatif.
+
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, Write},
+    ops::ControlFlow,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle as BarStyle};
+use sora::event::{Event, Phase, Reporter};
+
+use crate::cli::{
+    interrupt,
+    message::{self, Head},
+    reporting::{ProgressStyle, ReportArgs},
+};
+
+/// The reporter that the flags ask for. It also carries Ctrl-C down to the core.
+pub fn reporter(args: &ReportArgs) -> Box<dyn Reporter> {
+    let plain = |levels| Box::new(Plain { levels, phases: Mutex::default() });
+    match args.progress {
+        _ if args.quiet && args.progress != ProgressStyle::Json => plain(Levels::Silent),
+        ProgressStyle::Json => Box::new(Json),
+        ProgressStyle::None => plain(Levels::Warnings),
+        ProgressStyle::Plain => plain(Levels::All),
+        ProgressStyle::Auto if std::io::stderr().is_terminal() => {
+            Box::new(Bars { multi: MultiProgress::new(), bars: Mutex::default(), verbose: args.verbose })
+        }
+        ProgressStyle::Auto => plain(Levels::All),
+    }
+}
+
+/// Names a phase for people.
+pub fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Load => "loading",
+        Phase::EncodePrompt => "reading the prompt",
+        Phase::EncodeVideo => "encoding",
+        Phase::Denoise => "denoising",
+        Phase::Decode => "decoding",
+        _ => "working",
+    }
+}
+
+fn flow() -> ControlFlow<()> {
+    if interrupt::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+fn say(text: &str) {
+    // Nobody is left to tell if stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Text for the events that are a line of their own.
+fn spoken(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Warning { message } => message::line(Head::Warning, message),
+        Event::Note { message } => message::line(Head::Note, message),
+        Event::Preview { path, step } => format!("preview after step {step}: {}", path.display()),
+        _ => return None,
+    })
+}
+
+struct Json;
+
+impl Reporter for Json {
+    fn emit(&self, event: &Event) -> ControlFlow<()> {
+        say(&serde_json::to_string(event).expect("events have string keys and finite numbers only"));
+        flow()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Levels {
+    Silent,
+    Warnings,
+    All,
+}
+
+/// Where a phase stands in the plain lines.
+struct Said {
+    started: Instant,
+    at: Instant,
+    tenth: u64,
+}
+
+struct Plain {
+    levels: Levels,
+    phases: Mutex<HashMap<Phase, Said>>,
+}
+
+impl Plain {
+    /// A line for every tenth of a phase, or every five seconds if that is rarer than tenths come.
+    fn line(&self, event: &Event) -> Option<String> {
+        let mut phases = lock(&self.phases);
+        match *event {
+            Event::Started { phase, total } => {
+                let now = Instant::now();
+                phases.insert(phase, Said { started: now, at: now, tenth: 0 });
+                (total > 1).then(|| format!("{} …", name(phase)))
+            }
+            Event::Progress { phase, done, total } if total > 0 && done < total => {
+                let said = phases.get_mut(&phase)?;
+                let tenth = done * 10 / total;
+                let waited = said.at.elapsed();
+                let due = (tenth > said.tenth && waited > Duration::from_millis(500))
+                    || waited >= Duration::from_secs(5);
+                if !due || done == 0 {
+                    return None;
+                }
+                said.tenth = tenth;
+                said.at = Instant::now();
+                let left = said.started.elapsed().mul_f64((total - done) as f64 / done as f64);
+                Some(format!("{} {done}/{total}, {} left", name(phase), clock(left)))
+            }
+            Event::Finished { phase, elapsed } => {
+                phases.remove(&phase);
+                Some(format!("{} done in {:.1} s", name(phase), elapsed.as_secs_f64()))
+            }
+            _ => spoken(event),
+        }
+    }
+}
+
+impl Reporter for Plain {
+    fn emit(&self, event: &Event) -> ControlFlow<()> {
+        let wanted = match event {
+            Event::Warning { .. } => self.levels >= Levels::Warnings,
+            _ => self.levels >= Levels::All,
+        };
+        if wanted {
+            self.line(event).iter().for_each(|line| say(line));
+        }
+        flow()
+    }
+}
+
+struct Bars {
+    multi: MultiProgress,
+    bars: Mutex<HashMap<Phase, ProgressBar>>,
+    verbose: bool,
+}
+
+impl Bars {
+    fn bar(phase: Phase, total: u64) -> ProgressBar {
+        let bar = if total > 1 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
+        let template = if total > 1 {
+            "{prefix:>18} {bar:32} {pos:>4}/{len} {elapsed:>4}, {eta} left"
+        } else {
+            "{prefix:>18} {spinner} {elapsed}"
+        };
+        let style = BarStyle::with_template(template).expect("the template is well-formed");
+        bar.with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_prefix(name(phase))
+    }
+}
+
+impl Reporter for Bars {
+    fn emit(&self, event: &Event) -> ControlFlow<()> {
+        let mut bars = lock(&self.bars);
+        match *event {
+            Event::Started { phase, total } => {
+                let bar = self.multi.add(Self::bar(phase, total));
+                bar.enable_steady_tick(Duration::from_millis(200));
+                bars.insert(phase, bar);
+            }
+            Event::Progress { phase, done, .. } => {
+                if let Some(bar) = bars.get(&phase) {
+                    bar.set_position(done);
+                }
+            }
+            Event::Finished { phase, elapsed } => {
+                if let Some(bar) = bars.remove(&phase) {
+                    bar.finish_and_clear();
+                    let seconds = elapsed.as_secs_f64();
+                    if self.verbose || seconds >= 0.1 {
+                        let _ = self.multi.println(format!("{:>18} {seconds:.1} s", name(phase)));
+                    }
+                }
+            }
+            _ => {
+                if let Some(line) = spoken(event) {
+                    self.multi.suspend(|| say(&line));
+                }
+            }
+        }
+        flow()
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        // A failed render leaves its bar half-way; take it away before the error is printed.
+        let _ = self.multi.clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs_f64().ceil() as u64;
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m}:{s:02}"),
+        (h, m, s) => format!("{h}:{m:02}:{s:02}"),
+    }
+}
