@@ -1,25 +1,21 @@
-//! The last stage, shared by all verbs that make a clip: latents into files, and latents kept if that fails.
+//! The last stage, shared by all verbs that make a clip: latents into files.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DeviceLocation, Tensor};
 use serde::Serialize;
 
 use crate::{
     app::{
-        latents::{self, Origin},
-        outputs::{Files, Outputs, shell_word},
+        latents::Origin,
+        outputs::{Files, Outputs},
         recipe::Recipe,
-        tally::Tally,
     },
     error::{Error, Result},
     event::{Event, Phase, Reporter},
-    media::{EncodeOptions, SheetBuilder, TeeSink, open_sink},
-    models::api::DecodeOptions,
-    pipeline::render::{Health, Renderer},
+    media::{EncodeOptions, Format, SheetBuilder, TeeSink, open_sink},
+    models::api::{DecodeOptions, Placement},
+    pipeline::{health::Health, render::Renderer},
     video::{FrameSink, VideoSpec},
 };
 
@@ -40,4 +36,76 @@ pub struct Clip {
     pub seconds: BTreeMap<Phase, f64>,
     /// What the frames look like to a machine.
     pub health: Health,
+}
+
+impl Clip {
+    /// [`Error::BadOutput`] if the frames can't be a video of anything. The file is there all the same.
+    pub fn verdict(&self) -> Result<()> {
+        self.health.verdict.error().map_or(Ok(()), Err)
+    }
+}
+
+/// Options for the sink of a clip: how it is encoded, its rate and its recipe.
+fn sink_options(encode: &EncodeOptions, recipe: &Recipe) -> EncodeOptions {
+    let metadata = vec![("comment".to_owned(), recipe.to_json())];
+    EncodeOptions { fps: recipe.spec.fps, metadata, ..encode.clone() }
+}
+
+/// Refuses files that can't be written as they are asked for: opens them, then leaves nothing behind.
+pub(super) fn check_files(files: &Files, outputs: &Outputs, spec: &VideoSpec) -> Result<()> {
+    let target = &files.target;
+    if target.format().is_still() && spec.frames != 1 {
+        let what = format!("output `{}`", target.path().display());
+        return Err(Error::invalid(what, format!("it holds one frame, not {}", spec.frames))
+            .with_hint("pass --frames 1 for a still picture, or name a video or a folder"));
+    }
+    files.check_writable()?;
+    if target.format() != Format::Stdout {
+        let options = EncodeOptions { fps: spec.fps, ..outputs.encode.clone() };
+        drop(open_sink(target, spec.width, spec.height, &options)?);
+    }
+    Ok(())
+}
+
+/// Decodes latents into the files of a clip. Unless all goes well, no file is there.
+pub(super) fn write(
+    renderer: &Renderer<'_>,
+    latents: &Tensor,
+    origin: &Origin,
+    files: &Files,
+    outputs: &Outputs,
+) -> Result<(PathBuf, Health)> {
+    let recipe = &origin.recipe;
+    let spec = &recipe.spec;
+    let options = sink_options(&outputs.encode, recipe);
+    let mut sinks = vec![open_sink(&files.target, spec.width, spec.height, &options)?];
+    if let Some(sheet) = &files.contact_sheet {
+        sinks.push(Box::new(SheetBuilder::new(sheet, spec.frames)?.with_metadata(options.metadata)));
+    }
+    let mut sink = TeeSink::new(sinks);
+    let decode = DecodeOptions {
+        timestep: recipe.decode_timestep,
+        noise_scale: recipe.decode_noise_scale,
+        tiling: recipe.tiling,
+    };
+    let health = renderer.decode(latents, spec, (recipe.seed, origin.drawn), &decode, &mut sink)?;
+    let path = Box::new(sink).finish()?;
+    for path in files.contact_sheet.iter().map(|sheet| sheet.path()).chain([path.as_path()]) {
+        // The clip is whole: nothing is left to stop.
+        let _ = renderer.reporter.emit(&Event::Written { path: path.to_owned() });
+    }
+    if let Some(complaint) = health.verdict.complaint() {
+        let message = format!("{} is {complaint}", path.display());
+        let _ = renderer.reporter.emit(&Event::Warning { message });
+    }
+    Ok((path, health))
+}
+
+/// `cpu`, `cuda:0`, … as a recipe names it.
+pub(super) fn device_name(place: &Placement) -> String {
+    match place.device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".into(),
+    }
 }

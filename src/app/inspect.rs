@@ -7,7 +7,8 @@ use crate::{
     error::Result,
     models::{
         api::{Activations, ModelInfo, Placement, Tiling},
-        registry::{self, ModelSource},
+        registry,
+        source::ModelSource,
     },
     video::VideoSpec,
 };

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::{outputs::folder_of, recipe::Recipe},
     error::{Error, Result},
+    pipeline::noise::Drawn,
 };
 
 const KEY: &str = "latents";
@@ -25,6 +26,9 @@ pub struct Origin {
     pub model: Option<PathBuf>,
     /// What the latents were made from.
     pub recipe: Recipe,
+    /// What had been drawn from the seed when they were left.
+    #[serde(default)]
+    pub drawn: Drawn,
     /// Steps that were done before the render was stopped; nothing means that all were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_done: Option<usize>,

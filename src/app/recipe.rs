@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{models::api::Tiling, video::VideoSpec};
+use crate::{models::api::{ModelInfo, Tiling}, video::VideoSpec};
 
 /// All that was decided for one clip. The same recipe with the same model gives the same frames.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct Recipe {
     pub steps: usize,
     /// Timesteps, where they were given by hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timesteps: Option<Vec<f64>>,
+    pub timesteps: Option<Vec<f32>>,
     /// Classifier-free guidance scale.
     pub guidance: f64,
     /// Guidance rescale.
@@ -57,6 +57,32 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The recipe of latents that don't say what they were made from.
+    #[must_use]
+    pub fn unknown(model: &ModelInfo, spec: VideoSpec) -> Self {
+        Self {
+            sora: env!("CARGO_PKG_VERSION").into(),
+            model: model.name.clone(),
+            pipeline: model.pipeline.clone(),
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            seed: 0,
+            spec,
+            steps: 0,
+            timesteps: None,
+            guidance: 0.0,
+            guidance_rescale: 0.0,
+            max_sequence_length: 0,
+            decode_timestep: 0.0,
+            decode_noise_scale: None,
+            tiling: Tiling::default(),
+            initial_latents: false,
+            device: String::new(),
+            dtype: String::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// The recipe in one line of JSON.
     #[must_use]
     pub fn to_json(&self) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use sora::{
     Error,
     app::decode::{DecodeRequest, decode},
-    models::registry::ModelSource,
+    models::source::ModelSource,
 };
 
 use super::{
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn lower(args: Args) -> Result<DecodeRequest, Error> {
     Ok(DecodeRequest {
-        model: args.model.map(ModelSource::Path),
+        model: args.model.map(ModelSource::Folder),
         fps: args.fps,
         seed: args.seed,
         decode_timestep: args.decoding.decode_timestep,

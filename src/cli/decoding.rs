@@ -1,7 +1,10 @@
 //! Flags on how latents become pictures.
 
 use clap::Args;
-use sora::{Error, models::api::Tiling};
+use sora::{
+    Error,
+    models::api::{DecodeOptions, Tiling},
+};
 
 /// How latents become pictures.
 #[derive(Debug, Clone, Args)]
@@ -25,6 +28,14 @@ pub struct DecodingArgs {
 }
 
 impl DecodingArgs {
+    /// Overrides what was asked for by flags.
+    pub fn apply(&self, options: &mut DecodeOptions) {
+        options.timestep = self.decode_timestep.unwrap_or(options.timestep);
+        options.noise_scale = self.decode_noise_scale.or(options.noise_scale);
+        options.tiling.spatial = self.vae_tile.or(options.tiling.spatial);
+        options.tiling.temporal = self.vae_tile_frames.or(options.tiling.temporal);
+    }
+
     /// The tiles that were asked for.
     pub fn tiling(&self) -> Tiling {
         Tiling { spatial: self.vae_tile, temporal: self.vae_tile_frames }

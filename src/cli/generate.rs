@@ -5,10 +5,12 @@ use std::{io::Read, path::PathBuf};
 use sora::{
     Error,
     app::{
-        generate::{GenerateRequest, Job, Preview},
+        generate::{GenerateRequest, Job},
+        outputs::Preview,
         shape::{Aspect, LengthChoice, SizeChoice},
     },
-    models::registry::ModelSource,
+    device::DTypeChoice,
+    models::source::ModelSource,
 };
 
 use super::{
@@ -57,6 +59,12 @@ pub struct Args {
     compute: ComputeArgs,
     #[command(flatten)]
     report: ReportArgs,
+}
+
+impl Args {
+    pub fn report(&self) -> &ReportArgs {
+        &self.report
+    }
 }
 
 /// Size and length.
@@ -125,7 +133,7 @@ struct SamplingArgs {
         allow_negative_numbers = true,
         hide_short_help = true
     )]
-    timesteps: Option<Vec<f64>>,
+    timesteps: Option<Vec<f32>>,
 
     /// Tokens that the prompt is padded or cut to [default: the model's own]
     #[arg(long, value_name = "N", hide_short_help = true)]
@@ -233,11 +241,13 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         },
     };
     if let Some(path) = model {
-        request.model = ModelSource::Path(path);
+        request.model = ModelSource::Folder(path);
     }
     decoding.apply(&mut request.decode);
     request.device = compute.device;
-    request.dtype = compute.dtype;
+    if compute.dtype != DTypeChoice::Auto {
+        request.dtype = compute.dtype;
+    }
     request.outputs = output.lower();
     request.outputs.save_latents = latents.save_latents;
     request.outputs.preview = match latents.preview {

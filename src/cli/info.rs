@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use sora::{
     app::inspect::{Inspection, inspect},
-    models::registry::ModelSource,
+    models::source::ModelSource,
 };
 
 /// Say what a model is, from its headers alone
@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let source = args.model.clone().map_or(ModelSource::Embedded, ModelSource::Path);
+    let source = args.model.clone().map_or(ModelSource::Embedded, ModelSource::Folder);
     let inspection = inspect(&source)?;
     let mut out = std::io::stdout().lock();
     if args.json {

@@ -1,0 +1,136 @@
+//! From saved latents to a clip.
+
+use std::path::PathBuf;
+
+use crate::{
+    app::{
+        clip::{self, Clip},
+        latents::{self, Latents, Origin},
+        memory,
+        outputs::Outputs,
+        recipe::Recipe,
+        tally::Tally,
+    },
+    device::{DTypeChoice, DeviceChoice},
+    error::{Error, Result},
+    event::{Event, Reporter},
+    media::Target,
+    models::{
+        api::{Checkpoint, Placement, Tiling},
+        registry,
+        source::ModelSource,
+    },
+    pipeline::{noise::Drawn, render::Renderer},
+    video::VideoSpec,
+};
+
+/// What to decode, and how. What is `None` is taken from the latents' own account of themselves.
+#[derive(Debug, Clone, Default)]
+pub struct DecodeRequest {
+    /// The latents file.
+    pub latents: PathBuf,
+    /// The model; else the one that made the latents, else the embedded one.
+    pub model: Option<ModelSource>,
+    /// Frames a second.
+    pub fps: Option<f64>,
+    /// Seed of the noise that some decoders mix in.
+    pub seed: Option<u64>,
+    /// Timestep for decoders that take one.
+    pub decode_timestep: Option<f64>,
+    /// Share of noise mixed in before such a decoder.
+    pub decode_noise_scale: Option<f64>,
+    /// How the decode is cut.
+    pub tiling: Tiling,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// How precisely to compute.
+    pub dtype: DTypeChoice,
+    /// What to write.
+    pub outputs: Outputs,
+}
+
+/// Decodes one latents file.
+pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> {
+    let tally = Tally::new(reporter);
+    let stem = request.latents.file_stem().unwrap_or_default().to_string_lossy();
+    let stem = stem.strip_suffix(".latents").unwrap_or(&stem);
+    // `out.mp4.latents.safetensors` is what a render leaves when `out.mp4` couldn't be written.
+    let stem = stem.rsplit_once('.').filter(|_| Target::parse(stem).is_ok()).map_or(stem, |(stem, _)| stem);
+    let files = request.outputs.files(0, 1, stem)?;
+    let file = latents::load(&request.latents)?;
+    let source = match (&request.model, &file.origin) {
+        (Some(model), _) => model.clone(),
+        (None, Some(Origin { model: Some(path), .. })) => ModelSource::Folder(path.clone()),
+        (None, _) => ModelSource::Embedded,
+    };
+    let checkpoint = registry::open(&source)?;
+    let device = request.device.open()?;
+    let place = Placement { dtype: request.dtype.resolve(&device), device };
+    let mut origin = origin_of(request, &file, checkpoint.as_ref(), &place)?;
+    clip::check_files(&files, &request.outputs, &origin.recipe.spec)?;
+    memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling)?;
+    if let Some(done) = origin.steps_done {
+        let message = format!("the render of these latents was stopped after step {done} of {}", origin.recipe.steps);
+        let _ = tally.emit(&Event::Warning { message });
+    }
+    origin.recipe.warnings.extend(tally.warnings());
+    let renderer = Renderer { checkpoint: checkpoint.as_ref(), place, reporter: &tally };
+    let before = tally.warnings().len();
+    let (path, health) = clip::write(&renderer, &file.tensor, &origin, &files, &request.outputs)?;
+    origin.recipe.warnings.extend(tally.warnings().split_off(before));
+    Ok(Clip {
+        path,
+        latents: Some(request.latents.clone()),
+        contact_sheet: files.contact_sheet.map(|sheet| sheet.path().to_owned()),
+        recipe: origin.recipe,
+        seconds: tally.seconds(),
+        health,
+    })
+}
+
+/// The latents' own account of themselves, as far as they give one and the request doesn't say otherwise.
+fn origin_of(
+    request: &DecodeRequest,
+    file: &Latents,
+    checkpoint: &dyn Checkpoint,
+    place: &Placement,
+) -> Result<Origin> {
+    let info = checkpoint.info();
+    let mut origin = match &file.origin {
+        Some(origin) => origin.clone(),
+        None => Origin {
+            model: None,
+            recipe: Recipe::unknown(info, spec_of(file, checkpoint)?),
+            drawn: Drawn::default(),
+            steps_done: None,
+        },
+    };
+    let recipe = &mut origin.recipe;
+    recipe.spec.fps = request.fps.unwrap_or(recipe.spec.fps);
+    recipe.seed = request.seed.unwrap_or(recipe.seed);
+    recipe.decode_timestep = request.decode_timestep.unwrap_or(recipe.decode_timestep);
+    recipe.decode_noise_scale = request.decode_noise_scale.or(recipe.decode_noise_scale);
+    recipe.tiling.spatial = request.tiling.spatial.or(recipe.tiling.spatial);
+    recipe.tiling.temporal = request.tiling.temporal.or(recipe.tiling.temporal);
+    recipe.device = clip::device_name(place);
+    recipe.dtype = place.dtype.as_str().into();
+    Ok(origin)
+}
+
+/// The clip that latents of this shape become.
+fn spec_of(file: &Latents, checkpoint: &dyn Checkpoint) -> Result<VideoSpec> {
+    let info = checkpoint.info();
+    let (_, channels, frames, height, width) = file.tensor.dims5()?;
+    let geometry = &info.geometry;
+    if channels != geometry.channels {
+        let why = format!("`{}` wants {}", info.name, geometry.channels);
+        return Err(Error::invalid(format!("latents with {channels} channels"), why)
+            .with_hint("pass --model with the model that made them"));
+    }
+    Ok(VideoSpec {
+        width: width * geometry.spatial,
+        height: height * geometry.spatial,
+        frames: (frames - 1) * geometry.temporal + 1,
+        fps: info.defaults.fps,
+    })
+}
