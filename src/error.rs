@@ -178,6 +178,17 @@ pub enum Error {
         /// Latents to go on from.
         saved: Option<PathBuf>,
     },
+    /// A clip that couldn't be finished, with what was done of it kept.
+    #[error("the video is unfinished")]
+    Unfinished {
+        /// The latents that were saved.
+        saved: PathBuf,
+        /// The command that goes on from there.
+        go_on: String,
+        /// Why it couldn't be finished.
+        #[source]
+        source: Box<Error>,
+    },
     /// A tensor operation failed: a bug here or a shape no check caught.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -260,6 +271,7 @@ impl Error {
             Self::Device { .. } | Self::OutOfMemory { .. } => ErrorKind::Resources,
             Self::BadOutput { .. } => ErrorKind::BadOutput,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
+            Self::Unfinished { source, .. } => source.kind(),
             Self::Tensor(_) => ErrorKind::Internal,
         }
     }
@@ -292,6 +304,9 @@ impl Error {
             Self::TensorDtype { .. } => Some("save the weights as f32, f16 or bf16".into()),
             Self::UnusedTensors { .. } | Self::MisshapenTensor { .. } => {
                 Some("the weights and the config.json beside them belong to different models".into())
+            }
+            Self::Unfinished { saved, go_on, .. } => {
+                Some(format!("nothing is lost: the latents are in {}; go on with\n  {go_on}", saved.display()))
             }
             Self::Cancelled { saved: Some(path) } => {
                 Some(format!("what was done so far is in {}", path.display()))

@@ -3,6 +3,7 @@
 //! The command line is the first user of this library; `ARCHITECTURE.md` explains the floors.
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod device;
 pub mod error;
 pub mod event;

@@ -98,7 +98,8 @@ fn code_of(text: &str) -> String {
 
 /// The length of the comment or literal that `text` starts with.
 fn quoted(text: &str) -> Option<usize> {
-    let until = |from: usize, end: &str| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
+    let until =
+        |from: usize, end: &str| text[from..].find(end).map_or(text.len(), |at| from + at + end.len());
     if text.starts_with("//") {
         return Some(text.find('\n').unwrap_or(text.len()));
     }

@@ -12,7 +12,7 @@ use crate::{
         recipe::Recipe,
     },
     error::{Error, Result},
-    event::{Event, Phase, Reporter},
+    event::{Event, Phase},
     media::{EncodeOptions, Format, SheetBuilder, TeeSink, open_sink},
     models::api::{DecodeOptions, Placement},
     pipeline::{health::Health, render::Renderer},
@@ -88,7 +88,7 @@ pub(super) fn write(
         noise_scale: recipe.decode_noise_scale,
         tiling: recipe.tiling,
     };
-    let health = renderer.decode(latents, spec, (recipe.seed, origin.drawn), &decode, &mut sink)?;
+    let health = renderer.decode(latents, spec, recipe.seed, origin.drawn, &decode, &mut sink)?;
     let path = Box::new(sink).finish()?;
     for path in files.contact_sheet.iter().map(|sheet| sheet.path()).chain([path.as_path()]) {
         // The clip is whole: nothing is left to stop.

@@ -67,10 +67,11 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     let device = request.device.open()?;
     let place = Placement { dtype: request.dtype.resolve(&device), device };
     let mut origin = origin_of(request, &file, checkpoint.as_ref(), &place)?;
-    clip::check_files(&files, &request.outputs, &origin.recipe.spec)?;
     memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling)?;
+    clip::check_files(&files, &request.outputs, &origin.recipe.spec)?;
     if let Some(done) = origin.steps_done {
-        let message = format!("the render of these latents was stopped after step {done} of {}", origin.recipe.steps);
+        let message =
+            format!("the render of these latents was stopped after step {done} of {}", origin.recipe.steps);
         let _ = tally.emit(&Event::Warning { message });
     }
     origin.recipe.warnings.extend(tally.warnings());

@@ -190,13 +190,12 @@ impl<'a> Job<'a> {
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
         let (render, notes) = plan(request, checkpoint.as_ref(), &files[0].target, seed)?;
-        let job =
-            Self { request, checkpoint, place, tally, render, files, texts: None, done: 0 };
+        let job = Self { request, checkpoint, place, tally, render, files, texts: None, done: 0 };
         job.renderer().check(&job.render)?;
+        memory::check(job.checkpoint.as_ref(), &job.render.spec, &job.place, &job.render.decode.tiling)?;
         for files in &job.files {
             clip::check_files(files, &request.outputs, &job.render.spec)?;
         }
-        memory::check(job.checkpoint.as_ref(), &job.render.spec, &job.place, &job.render.decode.tiling)?;
         if request.seed.is_none() {
             job.note(format!("seed {seed}"));
         }
@@ -312,7 +311,9 @@ impl<'a> Job<'a> {
     fn model_path(&self) -> Result<Option<PathBuf>> {
         match &self.request.model {
             ModelSource::Embedded => Ok(None),
-            ModelSource::Folder(path) => std::path::absolute(path).map(Some).map_err(Error::file("find", path)),
+            ModelSource::Folder(path) => {
+                std::path::absolute(path).map(Some).map_err(Error::file("find", path))
+            }
         }
     }
 

@@ -75,9 +75,10 @@ pub fn load(path: &Path) -> Result<Latents> {
     let broken = |e: safetensors::SafeTensorError| Error::damaged(path, format!("no safetensors file: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
     let origin = match header.metadata().as_ref().and_then(|metadata| metadata.get(METADATA)) {
-        Some(json) => {
-            Some(serde_json::from_str(json).map_err(|e| Error::damaged(path, format!("metadata `{METADATA}`: {e}")))?)
-        }
+        Some(json) => Some(
+            serde_json::from_str(json)
+                .map_err(|e| Error::damaged(path, format!("metadata `{METADATA}`: {e}")))?,
+        ),
         None => None,
     };
     let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
@@ -92,9 +93,12 @@ pub fn load(path: &Path) -> Result<Latents> {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
-        other => return Err(Error::damaged(path, format!("`{KEY}` is {other:?} (expected F32, F16 or BF16)"))),
+        other => {
+            return Err(Error::damaged(path, format!("`{KEY}` is {other:?} (expected F32, F16 or BF16)")));
+        }
     };
-    let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?;
+    let tensor =
+        Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?.to_dtype(DType::F32)?;
     if tensor.flatten_all()?.to_vec1::<f32>()?.iter().any(|value| !value.is_finite()) {
         return Err(Error::NotFiniteTensor { file: path.into(), key: KEY.into() });
     }

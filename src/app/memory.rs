@@ -19,7 +19,12 @@ const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((
 /// Refuses a clip that can't be held in memory, by an estimate from shapes alone, and says what could.
 ///
 /// Only the CPU's memory is reckoned with: a GPU says for itself when it is full.
-pub fn check(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Result<()> {
+pub fn check(
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Result<()> {
     match available() {
         Some(have) if place.device.is_cpu() => check_against(have, checkpoint, spec, place, tiling),
         _ => Ok(()),
@@ -45,7 +50,8 @@ fn check_against(
         ways.push("--vae-tile 256:192 --vae-tile-frames 16:8".to_owned());
     }
     let unit_t = geometry.temporal * geometry.patch_t;
-    let shorter = (1..=spec.frames / unit_t).map(|cut| VideoSpec { frames: spec.frames - cut * unit_t, ..*spec });
+    let shorter =
+        (1..=spec.frames / unit_t).map(|cut| VideoSpec { frames: spec.frames - cut * unit_t, ..*spec });
     ways.extend(shorter.filter(|s| s.frames > 0).find(fits).map(|s| format!("--frames {}", s.frames)));
     let unit = geometry.spatial * geometry.patch;
     let smaller = (1..20).rev().map(|twentieths| {
@@ -58,11 +64,21 @@ fn check_against(
     } else {
         format!("this would fit: {}", ways.join(", or "))
     };
-    Err(Error::OutOfMemory { what: stage.to_owned(), need_mib: need.div_ceil(MIB), have_mib: have / MIB, hint })
+    Err(Error::OutOfMemory {
+        what: stage.to_owned(),
+        need_mib: need.div_ceil(MIB),
+        have_mib: have / MIB,
+        hint,
+    })
 }
 
 /// The hungriest stage, and its bytes. Stages are loaded one after another, never together.
-fn peak(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> (&'static str, u64) {
+fn peak(
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> (&'static str, u64) {
     let weights = checkpoint.info().weight_bytes;
     let activations = checkpoint.activations(spec, place, tiling);
     let stages = [

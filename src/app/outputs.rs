@@ -63,8 +63,11 @@ impl Outputs {
                 if count == 1 {
                     target
                 } else if target.format() == Format::Stdout {
-                    return Err(Error::invalid("output `-`", format!("standard output takes one video, not {count}"))
-                        .with_hint("name a file: each video gets its number"));
+                    return Err(Error::invalid(
+                        "output `-`",
+                        format!("standard output takes one video, not {count}"),
+                    )
+                    .with_hint("name a file: each video gets its number"));
                 } else {
                     let folder = if target.format() == Format::Frames { "/" } else { "" };
                     Target::parse(&format!("{}{folder}", number(target.path()).to_string_lossy()))?
@@ -116,10 +119,13 @@ impl Files {
         self.target.check_writable()?;
         self.contact_sheet.iter().chain(&self.preview).try_for_each(Target::check_writable)?;
         match &self.latents {
-            Some(path) if path.is_dir() => {
-                Err(Error::invalid(format!("latents file `{}`", path.display()), "a folder of that name is there"))
+            Some(path) if path.is_dir() => Err(Error::invalid(
+                format!("latents file `{}`", path.display()),
+                "a folder of that name is there",
+            )),
+            Some(path) => {
+                tempfile::tempfile_in(folder_of(path)).map(drop).map_err(Error::file("write", path))
             }
-            Some(path) => tempfile::tempfile_in(folder_of(path)).map(drop).map_err(Error::file("write", path)),
             None => Ok(()),
         }
     }
@@ -200,7 +206,8 @@ mod tests {
 
     #[test]
     fn a_contact_sheet_is_a_picture() {
-        let sheet = |name: &str| Outputs { contact_sheet: Some(name.into()), ..outputs("out.mp4") }.files(0, 1, "x");
+        let sheet =
+            |name: &str| Outputs { contact_sheet: Some(name.into()), ..outputs("out.mp4") }.files(0, 1, "x");
         assert!(sheet("sheet.png").is_ok());
         assert!(matches!(sheet("sheet.mp4"), Err(Error::UnknownEnding { .. })));
     }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{models::api::{ModelInfo, Tiling}, video::VideoSpec};
+use crate::{
+    models::api::{ModelInfo, Tiling},
+    video::VideoSpec,
+};
 
 /// All that was decided for one clip. The same recipe with the same model gives the same frames.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -25,7 +25,9 @@ impl FromStr for Aspect {
                 let (width, height) = (positive(width)?, positive(height)?);
                 (0.1..=10.0).contains(&(width / height)).then_some(Self { width, height })
             })
-            .ok_or_else(|| Error::invalid(format!("aspect `{text}`"), "expected W:H from 1:10 to 10:1, e.g. 16:9"))
+            .ok_or_else(|| {
+                Error::invalid(format!("aspect `{text}`"), "expected W:H from 1:10 to 10:1, e.g. 16:9")
+            })
     }
 }
 
@@ -71,7 +73,9 @@ pub fn settle(
     let fps = fps.unwrap_or(defaults.fps);
     let (width, height) = match size {
         SizeChoice::Default => (defaults.width, defaults.height),
-        SizeChoice::Sides { width, height } => (width.unwrap_or(defaults.width), height.unwrap_or(defaults.height)),
+        SizeChoice::Sides { width, height } => {
+            (width.unwrap_or(defaults.width), height.unwrap_or(defaults.height))
+        }
         SizeChoice::Aspect(aspect) => {
             let (width, height) = nearest_size(aspect, defaults.width * defaults.height, geometry);
             notes.push(format!("{}:{} becomes {width}x{height}", aspect.width, aspect.height));
@@ -86,7 +90,10 @@ pub fn settle(
                 return Err(Error::invalid(format!("frame rate {fps}"), "expected a number above 0"));
             }
             let frames = nearest_frames(seconds * fps, geometry);
-            notes.push(format!("{seconds} s becomes {frames} frames ({:.2} s at {fps} fps)", frames as f64 / fps));
+            notes.push(format!(
+                "{seconds} s becomes {frames} frames ({:.2} s at {fps} fps)",
+                frames as f64 / fps
+            ));
             frames
         }
     };
@@ -158,10 +165,16 @@ mod tests {
     #[test]
     fn seconds_become_valid_frame_counts() {
         let frames = |seconds| {
-            settle(SizeChoice::Default, LengthChoice::Seconds(seconds), Some(24.0), &GEOMETRY, &defaults(64, 64))
-                .expect("every length has a count")
-                .0
-                .frames
+            settle(
+                SizeChoice::Default,
+                LengthChoice::Seconds(seconds),
+                Some(24.0),
+                &GEOMETRY,
+                &defaults(64, 64),
+            )
+            .expect("every length has a count")
+            .0
+            .frames
         };
         assert_eq!(frames(5.0), 121);
         assert_eq!(frames(0.001), 1);

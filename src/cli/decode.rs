@@ -9,7 +9,8 @@ use sora::{
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, outcome, output::OutputArgs, progress, reporting::ReportArgs,
+    compute::ComputeArgs, decoding::DecodingArgs, outcome, output::OutputArgs, progress,
+    reporting::ReportArgs,
 };
 
 /// Decode saved latents into a video

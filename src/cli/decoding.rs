@@ -46,5 +46,7 @@ fn tile(text: &str) -> Result<(usize, usize), Error> {
     text.split_once(':')
         .and_then(|(side, stride)| Some((side.parse().ok()?, stride.parse().ok()?)))
         .filter(|(side, stride)| (1..=*side).contains(stride))
-        .ok_or_else(|| Error::invalid(format!("tile `{text}`"), "expected SIDE:STRIDE with a stride from 1 to the side"))
+        .ok_or_else(|| {
+            Error::invalid(format!("tile `{text}`"), "expected SIDE:STRIDE with a stride from 1 to the side")
+        })
 }

@@ -23,7 +23,10 @@ pub const TABLE: [(Exit, &str); 8] = [
     (Exit::Model, "a model's files are missing, damaged or of another kind"),
     (Exit::Io, "reading or writing a file failed (permissions, full disk, no such folder)"),
     (Exit::Resources, "no such device, or too little memory"),
-    (Exit::BadOutput, "the video was written, but it is no picture of anything (NaN, one colour, frozen noise)"),
+    (
+        Exit::BadOutput,
+        "the video was written, but it is no picture of anything (NaN, one colour, frozen noise)",
+    ),
     (Exit::Internal, "a defect of this program"),
     (Exit::Cancelled, "stopped by Ctrl-C"),
 ];

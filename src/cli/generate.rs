@@ -14,24 +14,27 @@ use sora::{
 };
 
 use super::{
-    compute::ComputeArgs,
-    decoding::DecodingArgs,
-    output::OutputArgs,
-    progress,
-    reporting::ReportArgs,
+    compute::ComputeArgs, decoding::DecodingArgs, output::OutputArgs, progress, reporting::ReportArgs,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   sora gen \"pirate ships in coffee\" -o out.mp4
   sora gen \"a cat runs through snow\" -o cat.webm --aspect 16:9 --duration 3s --seed 7
+  echo \"a red fox\" | sora gen - -o - | ffplay -";
+
+const MORE_EXAMPLES: &str = "\
   sora gen \"a monster dances\" -o take.mp4 --num-videos 4 --contact-sheet sheet.png
   sora gen \"a lighthouse at night\" --model ./ltx-video --size 704x480 --frames 97 --dtype bf16
-  echo \"a red fox\" | sora gen - -o - | ffplay -";
+  sora gen --resume out.mp4.latents.safetensors -o out.mp4";
 
 /// Make a video from words
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\nExit codes:\n{}", super::exit::table()))]
+#[command(
+    override_usage = "sora gen [OPTIONS] <PROMPT>",
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n{MORE_EXAMPLES}\n\nExit codes:\n{}", super::exit::table()),
+)]
 pub struct Args {
     /// What to show; `-` reads it from stdin
     #[arg(required_unless_present = "resume")]
@@ -71,7 +74,7 @@ impl Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Video")]
 struct VideoArgs {
-    /// Width and height in pixels, e.g. 768x512 [default: the model's own]
+    /// Width and height in pixels, e.g. 768x512
     #[arg(short, long, value_name = "WxH", value_parser = size)]
     size: Option<(usize, usize)>,
 
@@ -83,11 +86,15 @@ struct VideoArgs {
     #[arg(long, value_name = "PX", conflicts_with = "size", hide_short_help = true)]
     height: Option<usize>,
 
-    /// Nearest valid size of this shape, e.g. 16:9, with the model's number of pixels
+    /// Nearest valid size of this shape, e.g. 16:9
+    ///
+    /// It has about as many pixels as the model's own size.
     #[arg(short, long, value_name = "W:H", conflicts_with_all = ["size", "width", "height"])]
     aspect: Option<Aspect>,
 
-    /// Number of frames [default: the model's own; 1 for a still picture]
+    /// Number of frames
+    ///
+    /// [default: the model's own; 1 if the output is a still picture]
     #[arg(short, long, value_name = "N")]
     frames: Option<usize>,
 
@@ -95,7 +102,7 @@ struct VideoArgs {
     #[arg(short, long, value_name = "TIME", value_parser = seconds, conflicts_with = "frames")]
     duration: Option<f64>,
 
-    /// Frames a second [default: the model's own]
+    /// Frames a second
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     fps: Option<f64>,
 }
@@ -104,23 +111,33 @@ struct VideoArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
-    /// Denoising steps: more is slower and finer [default: the model's own]
+    /// Denoising steps: more is slower and finer
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
 
-    /// How closely to follow the prompt; 1 is not at all [default: the model's own]
+    /// How strongly the prompt pulls; up to 1 is not at all
     #[arg(short, long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f64>,
 
     /// Take back over-exposure by strong guidance (0..1)
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        hide_short_help = true
+    )]
     guidance_rescale: f64,
 
-    /// Seed of the noise; the same seed gives the same video [default: drawn, printed, kept in the file]
+    /// The same seed gives the same video [default: drawn]
+    ///
+    /// A seed that was drawn is printed and kept in the file.
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
 
-    /// Videos to make, with the seeds SEED, SEED+1, … and numbered names
+    /// Videos to make
+    ///
+    /// They have the seeds SEED, SEED+1, … and numbered names: out-1.mp4, out-2.mp4, …
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_videos: usize,
 
@@ -220,7 +237,18 @@ fn prompt_from_stdin() -> anyhow::Result<String> {
 }
 
 fn lower(args: Args) -> Result<GenerateRequest, Error> {
-    let Args { prompt, model, negative_prompt, video, sampling, decoding, output, latents, compute, report: _ } = args;
+    let Args {
+        prompt,
+        model,
+        negative_prompt,
+        video,
+        sampling,
+        decoding,
+        output,
+        latents,
+        compute,
+        report: _,
+    } = args;
     let mut request = match latents.resume {
         Some(file) => GenerateRequest::resume(&file)?,
         None => GenerateRequest {

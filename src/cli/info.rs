@@ -41,7 +41,13 @@ fn table(inspection: &Inspection) -> String {
         ("own size", format!("{}x{}, {} frames at {} fps", d.width, d.height, d.frames, d.fps)),
         ("sizes", format!("multiples of {unit}")),
         ("frames", format!("{}k+1", g.temporal * g.patch_t)),
-        ("latents", format!("{} channels, {}x{} pixels and {} frames a cell", g.channels, g.spatial, g.spatial, g.temporal)),
+        (
+            "latents",
+            format!(
+                "{} channels, {}x{} pixels and {} frames a cell",
+                g.channels, g.spatial, g.spatial, g.temporal
+            ),
+        ),
         ("steps", d.steps.to_string()),
         ("guidance", d.guidance.to_string()),
         ("prompt", format!("up to {} tokens", d.max_sequence_length)),

@@ -25,6 +25,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             found.ok_or_else(|| Error::invalid(format!("command `{name}`"), expected))?
         }
     };
+    // A manual leaves nothing out.
+    let command = command.mut_args(|arg| arg.hide_short_help(false));
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page)?;
     std::io::stdout().write_all(&page)?;

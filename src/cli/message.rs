@@ -92,6 +92,12 @@ pub fn announce_panics() {
         eprintln!("{}", line(Head::Error, &format!("sora has a defect: {what} ({place})")));
         let issues = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
         let version = env!("CARGO_PKG_VERSION");
-        eprintln!("{}", line(Head::Hint, &format!("please report it with your command line and version {version}: {issues}")));
+        eprintln!(
+            "{}",
+            line(
+                Head::Hint,
+                &format!("please report it with your command line and version {version}: {issues}")
+            )
+        );
     }));
 }
