@@ -1,0 +1,14 @@
+//! The program from outside: what it prints where, its exit codes, what it leaves on the disk.
+
+#[path = "cli/bench.rs"]
+mod bench;
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/bad_models.rs"]
+mod bad_models;
+#[path = "cli/interrupted.rs"]
+mod interrupted;
+#[path = "cli/output.rs"]
+mod output;
+#[path = "cli/texts.rs"]
+mod texts;

@@ -1,0 +1,73 @@
+//! A render is never lost: Ctrl-C, a full disk, and going on afterwards.
+#![cfg(unix)]
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use crate::bench::{Bench, SMALL};
+
+/// Starts a render of 12 steps and presses Ctrl-C once two of them are done. Gives exit code and stderr.
+fn interrupt(bench: &Bench) -> (Option<i32>, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sora"))
+        .current_dir(bench.path(""))
+        .args(["gen", "a red fox", "-o", "out.y4m", "--progress", "json"])
+        .args(LONG)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut told = String::new();
+    let mut pressed = false;
+    for line in BufReader::new(child.stderr.take().expect("a pipe")).lines() {
+        let line = line.expect("a line of text");
+        if !pressed && line.contains(r#""phase":"denoise","done":2"#) {
+            pressed = true;
+            let id = i32::try_from(child.id()).expect("a process number");
+            // SAFETY: a signal to a child that hasn't been waited for.
+            assert_eq!(unsafe { libc::kill(id, libc::SIGINT) }, 0);
+        }
+        told.push_str(&line);
+        told.push('\n');
+    }
+    (child.wait().expect("the program ends").code(), told)
+}
+
+const LONG: [&str; 8] = ["--size", "64x64", "--frames", "9", "--steps", "12", "--seed", "7"];
+
+#[test]
+fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
+    let bench = Bench::new();
+    let (code, told) = interrupt(&bench);
+    assert_eq!(code, Some(130), "{told}");
+    assert_eq!(bench.names(), ["out.y4m.latents.safetensors"], "{told}");
+    assert!(told.contains("sora gen --resume out.y4m.latents.safetensors -o out.y4m"), "{told}");
+    let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-"];
+    let resumed = bench.sora(&resume).assert().success().get_output().stdout.clone();
+    let whole = bench.sora(&["gen", "a red fox", "-o", "-"]).args(LONG).assert().success().get_output().stdout.clone();
+    assert!(resumed == whole, "the resumed clip is another one");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_loses_no_latents() {
+    let bench = Bench::new();
+    let full = File::options().write(true).open("/dev/full").expect("the device is there");
+    let output = Command::new(env!("CARGO_BIN_EXE_sora"))
+        .current_dir(bench.path(""))
+        .args(["gen", "a red fox", "-o", "-"])
+        .args(SMALL)
+        .stdout(full)
+        .output()
+        .expect("the program starts");
+    let stderr = String::from_utf8(output.stderr).expect("stderr is text");
+    assert_eq!(output.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("error: the video is unfinished") && stderr.contains("No space left"), "{stderr}");
+    let latents = "sora-a-red-fox-7.latents.safetensors";
+    assert!(stderr.contains(&format!("sora decode {latents}")), "{stderr}");
+    assert_eq!(bench.names(), [latents]);
+    let later = bench.sora(&["decode", latents, "-o", "-"]).assert().success().get_output().stdout.clone();
+    assert!(later == bench.frames(&[]), "the decoded clip is another one");
+}
