@@ -305,9 +305,10 @@ impl Error {
             Self::UnusedTensors { .. } | Self::MisshapenTensor { .. } => {
                 Some("the weights and the config.json beside them belong to different models".into())
             }
-            Self::Unfinished { saved, go_on, .. } => {
-                Some(format!("nothing is lost: the latents are in {}; go on with\n  {go_on}", saved.display()))
-            }
+            Self::Unfinished { saved, go_on, .. } => Some(format!(
+                "nothing is lost: the latents are in {}; go on with\n  {go_on}",
+                saved.display()
+            )),
             Self::Cancelled { saved: Some(path) } => {
                 Some(format!("what was done so far is in {}", path.display()))
             }

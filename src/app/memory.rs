@@ -101,20 +101,55 @@ fn free() -> Option<u64> {
     field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:").map(|kib| kib * 1024)
 }
 
-fn control_group() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let own = Path::new("/sys/fs/cgroup").join(group);
-    own.ancestors().take_while(|folder| folder.starts_with("/sys/fs/cgroup")).filter_map(group_leaves).min()
+/// The names under which one version of the kernel's control groups tells about memory.
+struct Groups {
+    /// What a line of `/proc/self/cgroup` has before the group's path.
+    line: &'static str,
+    root: &'static str,
+    limit: &'static str,
+    used: &'static str,
+    /// Cached file pages are counted as used but given back when something else wants the room.
+    cached: &'static str,
 }
 
-fn group_leaves(folder: &Path) -> Option<u64> {
-    let number = |name| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
-    let (limit, used) = (number("memory.max")?, number("memory.current")?);
-    // Cached file pages are counted as used but given back when something else wants the room.
-    let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let cached = field(&stat, "inactive_file").unwrap_or(0);
-    Some(limit.saturating_sub(used.saturating_sub(cached)))
+const GROUPS: [Groups; 2] = [
+    Groups {
+        line: "0::/",
+        root: "/sys/fs/cgroup",
+        limit: "memory.max",
+        used: "memory.current",
+        cached: "inactive_file ",
+    },
+    Groups {
+        line: ":memory:/",
+        root: "/sys/fs/cgroup/memory",
+        limit: "memory.limit_in_bytes",
+        used: "memory.usage_in_bytes",
+        cached: "total_inactive_file ",
+    },
+];
+
+fn control_group() -> Option<u64> {
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    GROUPS.iter().filter_map(|groups| groups.leave(&own)).min()
+}
+
+impl Groups {
+    /// What the group of this process and all above it leave.
+    fn leave(&self, own: &str) -> Option<u64> {
+        let path = own.lines().find_map(|line| line.split_once(self.line))?.1;
+        let group = Path::new(self.root).join(path);
+        let folders = group.ancestors().take_while(|folder| folder.starts_with(self.root));
+        folders.filter_map(|folder| self.leaves(folder)).min()
+    }
+
+    fn leaves(&self, folder: &Path) -> Option<u64> {
+        let number = |name| fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        let (limit, used) = (number(self.limit)?, number(self.used)?);
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let cached = field(&stat, self.cached).unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(cached)))
+    }
 }
 
 fn address_space() -> Option<u64> {

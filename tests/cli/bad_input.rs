@@ -34,7 +34,10 @@ fn endings_nobody_knows() {
 
 #[test]
 fn sizes_and_lengths_off_the_grid() {
-    usage(&["fox", "--width", "100"], &["invalid width 100", "expected a multiple of", "pass --width 9", "--width 1"]);
+    usage(
+        &["fox", "--width", "100"],
+        &["invalid width 100", "expected a multiple of", "pass --width 9", "--width 1"],
+    );
     usage(&["fox", "--size", "64x1"], &["invalid height 1", "pass --height"]);
     usage(&["fox", "--frames", "10"], &["invalid frame count 10", "k+1", "pass --frames 9 or --frames 17"]);
     usage(&["fox", "--frames", "0"], &["invalid frame count 0", "pass --frames 1"]);
@@ -126,5 +129,8 @@ fn latents_that_arent() {
     let stderr = bench.refused(&["gen", "fox", "--latents", "a.safetensors", "--size", "96x64"], 2);
     assert!(stderr.contains("invalid latents of shape"), "{stderr}");
     let stderr = bench.refused(&["gen", "--resume", "a.safetensors"], 2);
-    assert!(stderr.contains("all steps of their render are done") && stderr.contains("sora decode"), "{stderr}");
+    assert!(
+        stderr.contains("all steps of their render are done") && stderr.contains("sora decode"),
+        "{stderr}"
+    );
 }

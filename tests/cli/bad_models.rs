@@ -61,7 +61,9 @@ fn no_folder_or_not_a_model() {
 #[test]
 fn another_pipeline() {
     let harm = |bench: &Bench| {
-        edit(&bench.path("model/model_index.json"), |json| json["_class_name"] = json!("StableDiffusionPipeline"));
+        edit(&bench.path("model/model_index.json"), |json| {
+            json["_class_name"] = json!("StableDiffusionPipeline")
+        });
     };
     let stderr = refused(harm, 3);
     assert!(stderr.contains("`StableDiffusionPipeline`") && stderr.contains("LTXPipeline"), "{stderr}");
@@ -79,7 +81,8 @@ fn a_missing_file() {
 fn a_truncated_file() {
     for keep in [0, 5, 1000, 100_000] {
         let cut = |bench: &Bench| {
-            let file = fs::OpenOptions::new().write(true).open(bench.path(TRANSFORMER)).expect("the file is there");
+            let file =
+                fs::OpenOptions::new().write(true).open(bench.path(TRANSFORMER)).expect("the file is there");
             file.set_len(keep).expect("a file can be cut");
         };
         let stderr = refused(cut, 3);

@@ -67,7 +67,8 @@ impl Bench {
 /// A copy of the embedded model's folder, to be broken.
 pub fn copy_of_mini(to: &Path) {
     let mini = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini");
-    let parts = ["model_index.json", "sora.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae"];
+    let parts =
+        ["model_index.json", "sora.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae"];
     for part in parts {
         copy(&mini.join(part), &to.join(part));
     }

@@ -46,7 +46,14 @@ fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
     assert!(told.contains("sora gen --resume out.y4m.latents.safetensors -o out.y4m"), "{told}");
     let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-"];
     let resumed = bench.sora(&resume).assert().success().get_output().stdout.clone();
-    let whole = bench.sora(&["gen", "a red fox", "-o", "-"]).args(LONG).assert().success().get_output().stdout.clone();
+    let whole = bench
+        .sora(&["gen", "a red fox", "-o", "-"])
+        .args(LONG)
+        .assert()
+        .success()
+        .get_output()
+        .stdout
+        .clone();
     assert!(resumed == whole, "the resumed clip is another one");
 }
 
@@ -64,7 +71,10 @@ fn a_full_disk_loses_no_latents() {
         .expect("the program starts");
     let stderr = String::from_utf8(output.stderr).expect("stderr is text");
     assert_eq!(output.status.code(), Some(4), "{stderr}");
-    assert!(stderr.contains("error: the video is unfinished") && stderr.contains("No space left"), "{stderr}");
+    assert!(
+        stderr.contains("error: the video is unfinished") && stderr.contains("No space left"),
+        "{stderr}"
+    );
     let latents = "sora-a-red-fox-7.latents.safetensors";
     assert!(stderr.contains(&format!("sora decode {latents}")), "{stderr}");
     assert_eq!(bench.names(), [latents]);

@@ -31,7 +31,8 @@ fn quiet_is_quiet() {
 #[test]
 fn progress_can_be_json() {
     let bench = Bench::new();
-    let output = bench.generate(&["-o", "out.mp4", "--progress", "json"]).assert().success().get_output().clone();
+    let output =
+        bench.generate(&["-o", "out.mp4", "--progress", "json"]).assert().success().get_output().clone();
     let stderr = String::from_utf8(output.stderr).expect("stderr is text");
     let events: Vec<Value> = stderr.lines().map(|line| json_of(line.as_bytes())).collect();
     let has = |name: &str, phase: &str| events.iter().any(|e| e["event"] == name && e["phase"] == phase);
@@ -120,8 +121,10 @@ fn a_still_picture_needs_no_frame_count() {
 #[test]
 fn wishes_become_what_the_model_can_do() {
     let bench = Bench::new();
-    let args = ["gen", "fox", "-a", "2:1", "-d", "1s", "--fps", "8", "--steps", "1", "-o", "out.mp4", "--json"];
-    let assert = bench.sora(&args).assert().success().stderr(contains("2:1 becomes").and(contains("1 s becomes 9")));
+    let args =
+        ["gen", "fox", "-a", "2:1", "-d", "1s", "--fps", "8", "--steps", "1", "-o", "out.mp4", "--json"];
+    let assert =
+        bench.sora(&args).assert().success().stderr(contains("2:1 becomes").and(contains("1 s becomes 9")));
     let recipe = &json_of(&assert.get_output().stdout)["recipe"];
     assert_eq!(recipe["frames"], 9);
     assert_eq!(recipe["width"].as_u64(), recipe["height"].as_u64().map(|height| height * 2));
@@ -139,7 +142,11 @@ fn a_prompt_can_come_from_stdin() {
 fn a_prompt_too_long_is_cut_and_says_so() {
     let prompt = "a red fox runs through the snow ".repeat(60);
     let args = ["gen", &prompt, "--size", "64x64", "--frames", "1", "--steps", "1", "-o", "out.png"];
-    Bench::new().sora(&args).assert().success().stderr(contains("warning: ").and(contains("this part is not heard")));
+    Bench::new()
+        .sora(&args)
+        .assert()
+        .success()
+        .stderr(contains("warning: ").and(contains("this part is not heard")));
 }
 
 #[test]

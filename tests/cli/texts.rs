@@ -6,11 +6,14 @@ use crate::bench::Bench;
 
 #[test]
 fn help_has_groups_examples_and_exit_codes() {
-    let groups = contains("Video:").and(contains("Sampling:")).and(contains("Output:")).and(contains("Compute:"));
+    let groups =
+        contains("Video:").and(contains("Sampling:")).and(contains("Output:")).and(contains("Compute:"));
     let example = contains("sora gen \"pirate ships in coffee\" -o out.mp4");
-    Bench::new().sora(&["gen", "--help"]).assert().success().stdout(
-        groups.and(example.clone()).and(contains("Exit codes:")).and(contains("--guidance-rescale")),
-    );
+    Bench::new()
+        .sora(&["gen", "--help"])
+        .assert()
+        .success()
+        .stdout(groups.and(example.clone()).and(contains("Exit codes:")).and(contains("--guidance-rescale")));
     Bench::new().sora(&["--help"]).assert().success().stdout(example.and(contains("130  stopped by Ctrl-C")));
 }
 
