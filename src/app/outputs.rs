@@ -124,7 +124,12 @@ impl Files {
                 "a folder of that name is there",
             )),
             Some(path) => {
-                tempfile::tempfile_in(folder_of(path)).map(drop).map_err(Error::file("write", path))
+                let folder = folder_of(path);
+                tempfile::tempfile_in(folder).map(drop).map_err(|e| {
+                    // The name that was tried is no help and stays out.
+                    let source = e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
+                    Error::file("write into", folder)(source)
+                })
             }
             None => Ok(()),
         }

@@ -141,12 +141,11 @@ struct SamplingArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     num_videos: usize,
 
-    /// Timesteps by hand (1000..0), as distilled models want them
+    /// Timesteps by hand (1000..0), as distilled models want them; they count instead of --steps
     #[arg(
         long,
         value_name = "T,T,…",
         value_delimiter = ',',
-        conflicts_with = "steps",
         allow_negative_numbers = true,
         hide_short_help = true
     )]

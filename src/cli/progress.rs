@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle as BarStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle as BarStyle};
 use sora::event::{Event, Phase, Reporter};
 
 use crate::cli::{
@@ -96,10 +96,10 @@ impl Plain {
     fn line(&self, event: &Event) -> Option<String> {
         let mut phases = lock(&self.phases);
         match *event {
-            Event::Started { phase, total } => {
+            Event::Started { phase, .. } => {
                 let now = Instant::now();
                 phases.insert(phase, Said { started: now, at: now, tenth: 0 });
-                (total > 1).then(|| format!("{} …", name(phase)))
+                None
             }
             Event::Progress { phase, done, total } if total > 0 && done < total => {
                 let said = phases.get_mut(&phase)?;
@@ -117,7 +117,8 @@ impl Plain {
             }
             Event::Finished { phase, elapsed } => {
                 phases.remove(&phase);
-                Some(format!("{} done in {:.1} s", name(phase), elapsed.as_secs_f64()))
+                worth_a_line(phase, elapsed)
+                    .then(|| format!("{} done in {:.1} s", name(phase), elapsed.as_secs_f64()))
             }
             _ => spoken(event),
         }
@@ -147,11 +148,20 @@ impl Bars {
     fn bar(phase: Phase, total: u64) -> ProgressBar {
         let bar = if total > 1 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
         let template = if total > 1 {
-            "{prefix:>18} {bar:32} {pos:>4}/{len} {elapsed:>4}, {eta} left"
+            "{prefix:>18} {bar:28} {pos:>4}/{len} {left}"
         } else {
             "{prefix:>18} {spinner} {elapsed}"
         };
-        let style = BarStyle::with_template(template).expect("the template is well-formed");
+        let style = BarStyle::with_template(template).expect("the template is well-formed").with_key(
+            "left",
+            |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                // Before the first unit is done nothing is known; a line that can't be written is no loss.
+                let _ = match state.pos() {
+                    0 => write!(out, "{}", clock(state.elapsed())),
+                    _ => write!(out, "{}, {} left", clock(state.elapsed()), clock(state.eta())),
+                };
+            },
+        );
         bar.with_style(style.progress_chars("█▉▊▋▌▍▎▏ ")).with_prefix(name(phase))
     }
 }
@@ -173,9 +183,9 @@ impl Reporter for Bars {
             Event::Finished { phase, elapsed } => {
                 if let Some(bar) = bars.remove(&phase) {
                     bar.finish_and_clear();
-                    let seconds = elapsed.as_secs_f64();
-                    if self.verbose || seconds >= 0.1 {
-                        let _ = self.multi.println(format!("{:>18} {seconds:.1} s", name(phase)));
+                    if self.verbose || worth_a_line(phase, elapsed) {
+                        let seconds = elapsed.as_secs_f64();
+                        self.multi.suspend(|| say(&format!("{:>18} {seconds:.1} s", name(phase))));
                     }
                 }
             }
@@ -194,6 +204,11 @@ impl Drop for Bars {
         // A failed render leaves its bar half-way; take it away before the error is printed.
         let _ = self.multi.clear();
     }
+}
+
+/// Whether people want to hear that a phase has ended.
+fn worth_a_line(phase: Phase, elapsed: Duration) -> bool {
+    matches!(phase, Phase::Denoise | Phase::Decode) || elapsed >= Duration::from_secs(1)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

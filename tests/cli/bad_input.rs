@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use predicates::str::contains;
+use predicates::{prelude::*, str::contains};
 
 use crate::bench::Bench;
 
@@ -79,7 +79,6 @@ fn wishes_that_contradict_each_other() {
     usage(&["fox", "--size", "64x64", "--width", "64"], &["cannot be used with"]);
     usage(&["fox", "--aspect", "1:1", "--size", "64x64"], &["cannot be used with"]);
     usage(&["fox", "--duration", "1s", "--frames", "9"], &["cannot be used with"]);
-    usage(&["fox", "--steps", "2", "--timesteps", "1000,500"], &["cannot be used with"]);
     usage(&["fox", "-o", "-", "--num-videos", "2"], &["standard output takes one video", "hint: "]);
 }
 
@@ -99,11 +98,17 @@ fn folders_that_arent_there_or_cant_be_written() {
     bench.refused(&["gen", "fox", "-o", "/sys/out.mp4"], 4);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn memory_that_cant_be_had() {
-    let args = ["gen", "fox", "--size", "8192x8192", "--frames", "8001", "-o", "out.mp4"];
-    let stderr = Bench::new().refused(&args, 5);
-    assert!(stderr.contains("MiB are available") && stderr.contains("this would fit: "), "{stderr}");
+    let bench = Bench::new();
+    let script = "ulimit -v 1000000; exec \"$0\" gen fox --size 512x512 --frames 257 -o out.mp4";
+    let mut limited = assert_cmd::Command::new("sh");
+    let assert =
+        limited.current_dir(bench.path("")).args(["-c", script, env!("CARGO_BIN_EXE_sora")]).assert();
+    let told = contains("MiB are available").and(contains("this would fit: ")).and(contains("--frames "));
+    assert.code(5).stdout("").stderr(told);
+    assert!(bench.names().is_empty());
 }
 
 #[test]

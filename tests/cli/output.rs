@@ -63,7 +63,7 @@ fn json_says_all_about_a_clip() {
 #[test]
 fn a_seed_that_was_drawn_is_told_and_kept() {
     let bench = Bench::new();
-    let args = ["gen", "a red fox!", "--size", "64x64", "--frames", "9", "--steps", "1", "--json"];
+    let args = ["gen", "a red fox!", "--size", "64x64", "--frames", "9", "--steps", "2", "--json"];
     let output = bench.sora(&args).assert().success().get_output().clone();
     let seed = json_of(&output.stdout)["recipe"]["seed"].as_u64().expect("a seed");
     let stderr = String::from_utf8(output.stderr).expect("stderr is text");
@@ -113,7 +113,7 @@ fn latents_can_be_decoded_later() {
 #[test]
 fn a_still_picture_needs_no_frame_count() {
     let bench = Bench::new();
-    let args = ["gen", "fox", "--size", "64x64", "--steps", "1", "--seed", "1", "-o", "fox.png", "--json"];
+    let args = ["gen", "fox", "--size", "64x64", "--steps", "2", "--seed", "1", "-o", "fox.png", "--json"];
     let output = bench.sora(&args).assert().success().get_output().clone();
     assert_eq!(json_of(&output.stdout)["recipe"]["frames"], 1);
 }
@@ -122,7 +122,7 @@ fn a_still_picture_needs_no_frame_count() {
 fn wishes_become_what_the_model_can_do() {
     let bench = Bench::new();
     let args =
-        ["gen", "fox", "-a", "2:1", "-d", "1s", "--fps", "8", "--steps", "1", "-o", "out.mp4", "--json"];
+        ["gen", "fox", "-a", "2:1", "-d", "1s", "--fps", "8", "--steps", "2", "-o", "out.mp4", "--json"];
     let assert =
         bench.sora(&args).assert().success().stderr(contains("2:1 becomes").and(contains("1 s becomes 9")));
     let recipe = &json_of(&assert.get_output().stdout)["recipe"];
@@ -141,7 +141,7 @@ fn a_prompt_can_come_from_stdin() {
 #[test]
 fn a_prompt_too_long_is_cut_and_says_so() {
     let prompt = "a red fox runs through the snow ".repeat(60);
-    let args = ["gen", &prompt, "--size", "64x64", "--frames", "1", "--steps", "1", "-o", "out.png"];
+    let args = ["gen", &prompt, "--size", "64x64", "--frames", "1", "--steps", "2", "-o", "out.png"];
     Bench::new()
         .sora(&args)
         .assert()
