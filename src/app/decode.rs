@@ -102,7 +102,7 @@ fn origin_of(
         None => Origin {
             model: None,
             recipe: Recipe::unknown(info, spec_of(file, checkpoint)?),
-            drawn: Drawn::default(),
+            drawn: Drawn::INITIAL_NOISE,
             steps_done: None,
         },
     };

@@ -86,7 +86,7 @@ impl Outputs {
         let files = Files {
             latents: self.save_latents.as_deref().map(number),
             contact_sheet: self.contact_sheet.as_deref().map(number).map(still).transpose()?,
-            preview: preview.map(|path| Target::parse(&path.to_string_lossy())).transpose()?,
+            preview: preview.as_deref().map(look).transpose()?,
             rescue: beside("latents.safetensors"),
             target,
         };
@@ -134,6 +134,15 @@ impl Files {
             None => Ok(()),
         }
     }
+}
+
+fn look(path: &Path) -> Result<Target> {
+    let target = Target::parse(&path.to_string_lossy())?;
+    if matches!(target.format(), Format::Stdout | Format::Frames) {
+        let what = format!("preview `{}`", path.display());
+        return Err(Error::invalid(what, "expected one file, e.g. look.gif or look.png"));
+    }
+    Ok(target)
 }
 
 fn still(path: PathBuf) -> Result<Target> {

@@ -88,7 +88,9 @@ impl Failure {
 pub fn announce_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let what = info.payload_as_str().unwrap_or("panic");
+        let payload = info.payload();
+        let what = payload.downcast_ref::<&str>().copied();
+        let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic");
         eprintln!("{}", line(Head::Error, &format!("sora has a defect: {what} ({place})")));
         let issues = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
         let version = env!("CARGO_PKG_VERSION");

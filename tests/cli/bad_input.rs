@@ -30,6 +30,7 @@ fn endings_nobody_knows() {
     usage(&["fox", "-o", ""], &["output name", "hint: "]);
     usage(&["fox", "--contact-sheet", "sheet.mp4"], &["unknown file ending `.mp4`", ".png"]);
     usage(&["fox", "--preview=look.xyz"], &["unknown file ending `.xyz`"]);
+    usage(&["fox", "--preview=-"], &["invalid preview `-`", "look.gif"]);
 }
 
 #[test]
