@@ -216,6 +216,7 @@ impl<'a> Job<'a> {
             Some(texts) => texts.clone(),
             None => {
                 let texts = self.renderer().encode(&render)?;
+                self.tally.share_warnings();
                 self.texts.insert(texts).clone()
             }
         };

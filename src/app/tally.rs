@@ -17,6 +17,8 @@ pub struct Tally<'a> {
 #[derive(Default)]
 struct Kept {
     warnings: Vec<String>,
+    /// How many of them hold for every clip of the job.
+    shared: usize,
     seconds: BTreeMap<Phase, f64>,
 }
 
@@ -40,9 +42,18 @@ impl<'a> Tally<'a> {
         self.kept().seconds.clone()
     }
 
-    /// Forgets the seconds, for the next clip of a job.
+    /// The warnings so far hold for every clip of the job.
+    pub fn share_warnings(&self) {
+        let mut kept = self.kept();
+        kept.shared = kept.warnings.len();
+    }
+
+    /// Forgets what was said of one clip, for the next one of the job.
     pub fn restart(&self) {
-        self.kept().seconds.clear();
+        let mut kept = self.kept();
+        let shared = kept.shared;
+        kept.warnings.truncate(shared);
+        kept.seconds.clear();
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use predicates::str::contains;
 use serde_json::{Value, json};
 
-use crate::bench::{Bench, SMALL, copy_of_mini};
+use crate::bench::{Bench, SMALL, copy_of_mini, edit};
 
 const TRANSFORMER: &str = "model/transformer/diffusion_pytorch_model.safetensors";
 const VAE: &str = "model/vae/diffusion_pytorch_model.safetensors";
@@ -22,13 +22,6 @@ fn refused(harm: impl FnOnce(&Bench), code: i32) -> String {
     let kept = |name: &String| name != "out.mp4.latents.safetensors";
     assert!(bench.names().iter().filter(|name| kept(name)).eq(before.iter()), "{:?}", bench.names());
     String::from_utf8(output.stderr).expect("stderr is text")
-}
-
-fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
-    let text = fs::read_to_string(path).expect("the file is there");
-    let mut json = serde_json::from_str(&text).expect("the file is JSON");
-    change(&mut json);
-    fs::write(path, json.to_string()).expect("a file can be written");
 }
 
 /// Overwrites all values of the tensors whose names start with `prefix` by one byte.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use assert_cmd::Command;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Arguments of a clip that takes a second or two.
@@ -85,4 +86,12 @@ fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to.parent().expect("a file has a folder")).expect("a folder can be made");
         fs::copy(from, to).expect("a file can be copied");
     }
+}
+
+/// Changes a JSON file.
+pub fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
+    let text = fs::read_to_string(path).expect("the file is there");
+    let mut json = serde_json::from_str(&text).expect("the file is JSON");
+    change(&mut json);
+    fs::write(path, json.to_string()).expect("a file can be written");
 }

@@ -3,9 +3,9 @@
 use std::fs;
 
 use predicates::{prelude::*, str::contains};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, copy_of_mini, edit};
 
 fn json_of(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).expect("one JSON object")
@@ -103,6 +103,23 @@ fn several_videos_count_their_seeds() {
 }
 
 #[test]
+fn warnings_of_one_video_are_not_the_next_ones() {
+    let prompt = "a red fox runs through the snow ".repeat(60);
+    let bench = Bench::new();
+    let args =
+        ["gen", &prompt, "--size", "64x64", "--frames", "1", "--steps", "2", "-o", "out.png", "--json"];
+    let output = bench.sora(&args).args(["--num-videos", "2"]).assert().success().get_output().clone();
+    let clips: Vec<Value> =
+        output.stdout.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(json_of).collect();
+    assert_eq!(clips.len(), 2);
+    for clip in clips {
+        let warnings = clip["recipe"]["warnings"].as_array().expect("a list");
+        let cut = warnings.iter().filter(|w| w.to_string().contains("not heard")).count();
+        assert_eq!(cut, 1, "{warnings:?}");
+    }
+}
+
+#[test]
 fn latents_can_be_decoded_later() {
     let bench = Bench::new();
     let frames = bench.frames(&["--save-latents", "fox.latents.safetensors"]);
@@ -152,7 +169,13 @@ fn a_prompt_too_long_is_cut_and_says_so() {
 #[test]
 fn an_early_look_is_shown() {
     let bench = Bench::new();
-    let assert = bench.generate(&["-o", "out.mp4", "--preview"]).assert().success();
+    copy_of_mini(&bench.path("model"));
+    let channels = json_of(&fs::read(bench.path("model/vae/config.json")).expect("the file is there"));
+    let channels = channels["latent_channels"].as_u64().expect("a number") as usize;
+    edit(&bench.path("model/sora.json"), |json| {
+        json["latent_rgb"] = json!({ "weight": vec![vec![0.1; channels]; 3], "bias": [0.0, 0.0, 0.0] });
+    });
+    let assert = bench.generate(&["--model", "model", "-o", "out.mp4", "--preview"]).assert().success();
     assert.stderr(contains("preview after step 1: out.mp4.preview.gif"));
-    assert_eq!(bench.names(), ["out.mp4", "out.mp4.preview.gif"]);
+    assert_eq!(bench.names(), ["model", "out.mp4", "out.mp4.preview.gif"]);
 }
