@@ -18,7 +18,11 @@ static EMBEDDED: &[(&str, &[u8])] = &[
     ("sora.json", include_bytes!("../../models/mini/sora.json")),
     ("scheduler/scheduler_config.json", include_bytes!("../../models/mini/scheduler/scheduler_config.json")),
     ("tokenizer/tokenizer_config.json", include_bytes!("../../models/mini/tokenizer/tokenizer_config.json")),
-    ("tokenizer/tokenizer.json", include_bytes!("../../models/mini/tokenizer/tokenizer.json")),
+    (
+        "tokenizer/special_tokens_map.json",
+        include_bytes!("../../models/mini/tokenizer/special_tokens_map.json"),
+    ),
+    ("tokenizer/spiece.model", include_bytes!("../../models/mini/tokenizer/spiece.model")),
     ("text_encoder/config.json", include_bytes!("../../models/mini/text_encoder/config.json")),
     ("text_encoder/model.safetensors", include_bytes!("../../models/mini/text_encoder/model.safetensors")),
     ("transformer/config.json", include_bytes!("../../models/mini/transformer/config.json")),

@@ -45,6 +45,7 @@ CONFIG = dict(
 HOLD = 8.0  # the constant channel
 SMALL = 0.35  # spread of the largest decoder feature beside it
 RIDGE = 1e-5
+NOISE = 0.25  # on the latents that the decoder is fitted to: a denoiser leaves about as much
 
 
 def patches(video):
@@ -150,6 +151,7 @@ def encoder(vae, video, latents):
 def decoder(vae, video, latents):
     """A cascade of least-squares fits."""
     net = vae.decoder
+    latents = latents + NOISE * torch.randn_like(latents)
     conv = net.conv_in.conv
     conv.weight.data.mul_(0.5)
     conv.weight.data[: CHANNELS + 1] = 0

@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
+from latent_rgb import latent_rgb
+
 
 def main():
     ap = argparse.ArgumentParser()
@@ -26,7 +28,8 @@ def main():
 
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=args.shift, use_dynamic_shifting=False).save_pretrained(f"{out}/scheduler")
     shutil.rmtree(f"{out}/tokenizer", ignore_errors=True)
-    shutil.copytree(f"{args.work}/tokenizer", f"{out}/tokenizer")
+    # `tokenizer.json` would only say again what `spiece.model` says.
+    shutil.copytree(f"{args.work}/tokenizer", f"{out}/tokenizer", ignore=shutil.ignore_patterns("tokenizer.json"))
     for name, cls, dtype in (("text_encoder", T5EncoderModel, "dtype"), ("transformer", LTXVideoTransformer3DModel, "torch_dtype"), ("vae", AutoencoderKLLTXVideo, "torch_dtype")):
         model = cls.from_pretrained(f"{args.work}/{name}", **{dtype: torch.float32}).to(half)
         for key, value in model.state_dict().items():
@@ -38,10 +41,10 @@ def main():
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "LTXVideoTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLLTXVideo"],
     }
-    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "max_sequence_length": 128}
+    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "max_sequence_length": 128, "latent_rgb": latent_rgb(args.work)}
     for name, data in (("model_index.json", index), ("sora.json", sora)):
         with open(f"{out}/{name}", "w") as f:
-            json.dump(data, f, indent=2)
+            json.dump(data, f, indent=None if "latent_rgb" in data else 2)
             f.write("\n")
 
     pipe = LTXPipeline.from_pretrained(out)
