@@ -4,6 +4,7 @@
     pip install torch diffusers==0.42.1 transformers sentencepiece protobuf accelerate
     python tests/parity/make_toys.py DIR            # all cases
     python tests/parity/make_toys.py DIR 095 still  # those whose name contains one of the words
+    python tests/parity/make_toys.py DIR embedded   # a copy of the model that is compiled in
 
 Each case is a folder as `save_pretrained` publishes it (tiny configs, every kind of layer, a real T5 with a
 SentencePiece vocabulary), and beside the weights: `case.json` (the arguments), `latents.npy` (final latents, as the
@@ -32,6 +33,7 @@ from diffusers import (
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 PIN = "0.42.1"
+EMBEDDED = pathlib.Path(__file__).resolve().parents[2] / "models" / "mini"
 TEXT = """a pirate ship sails in a cup of coffee while steam rises slowly
 the quick brown fox jumps over the lazy dog, twice
 two cats dance on a table; one of them wears a red hat
@@ -204,7 +206,8 @@ def run(folder, case, asked):
 
     latents = call("latent")
     if latents.ndim == 3:
-        grid = (asked["frames"] - 1) // 8 + 1, asked["height"] // 32, asked["width"] // 32
+        time, space = pipeline.vae_temporal_compression_ratio, pipeline.vae_spatial_compression_ratio
+        grid = (asked["frames"] - 1) // time + 1, asked["height"] // space, asked["width"] // space
         latents = pipeline._unpack_latents(latents, *grid)
     frames = np.stack([np.asarray(frame) for frame in call("pil")[0]])
     return latents.numpy(), frames
@@ -221,13 +224,25 @@ def main():
         folder = root / name
         shutil.rmtree(folder, ignore_errors=True)
         build(folder, case, 100 * number)
-        asked = {**ALL, **case[4]}
-        latents, frames = run(folder, case, asked)
-        (folder / "case.json").write_text(json.dumps({"class": case[0].__name__, **asked}, indent=2))
-        np.save(folder / "latents.npy", latents)
-        np.save(folder / "frames.npy", frames)
-        print(f"{name}: latents {latents.shape} std {latents.std():.2f}, frames {frames.shape} std {frames.std():.1f}, "
-              f"clipped {np.isin(frames, (0, 255)).mean():.0%}")
+        write(folder, case, {**ALL, **case[4]})
+    if "embedded" in words:
+        folder = root / "embedded"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("training"))
+        own = json.loads((folder / "sora.json").read_text())
+        size = {key: own[key] for key in ("width", "height", "frames", "fps", "steps", "guidance")}
+        asked = {**ALL, **size, "prompt": "pirate ships in coffee", "negative_prompt": "", "guidance_rescale": 0.0}
+        write(folder, (diffusers.LTXPipeline, None, None, {}), asked)
+
+
+def write(folder, case, asked):
+    """Runs the reference on a folder and leaves its arguments and results there."""
+    latents, frames = run(folder, case, asked)
+    (folder / "case.json").write_text(json.dumps({"class": case[0].__name__, **asked}, indent=2))
+    np.save(folder / "latents.npy", latents)
+    np.save(folder / "frames.npy", frames)
+    print(f"{folder.name}: latents {latents.shape} std {latents.std():.2f}, frames {frames.shape} "
+          f"std {frames.std():.1f}, clipped {np.isin(frames, (0, 255)).mean():.0%}")
 
 
 if __name__ == "__main__":
