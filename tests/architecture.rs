@@ -1,4 +1,5 @@
 //! The walls of the design as a test: who imports whom, where families are named, how long files are.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     fs,

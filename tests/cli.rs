@@ -1,4 +1,5 @@
 //! The program from outside: what it prints where, its exit codes, what it leaves on the disk.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;

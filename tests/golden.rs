@@ -1,4 +1,5 @@
 //! Golden tests: each stage against fixtures that `tests/golden/make.py` made from the reference.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "golden/support.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! What the sinks write, looked at through ffprobe and through our own readers.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "media/reading.rs"]
 mod reading;

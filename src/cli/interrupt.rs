@@ -10,6 +10,7 @@ use crate::cli::exit::Exit;
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Takes over Ctrl-C from the system.
+#[expect(clippy::exit, reason = "the second Ctrl-C means at once")]
 pub fn watch() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {

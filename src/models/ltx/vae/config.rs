@@ -251,7 +251,7 @@ impl Config {
             }
         };
         let cells = stride_t * stride * stride;
-        if c_out % cells != 0 || c_in * cells % c_out != 0 {
+        if !c_out.is_multiple_of(cells) || !(c_in * cells).is_multiple_of(c_out) {
             let found = format!("{c_in} → {c_out} in block {i}");
             let expected = format!("a multiple of {cells} that divides {}", c_in * cells);
             return Err(self.refuse("block_out_channels", found, expected));
@@ -269,10 +269,10 @@ impl Config {
         let mut blocks = Vec::with_capacity(channels.len());
         let mut there = channels[channels.len() - 1];
         for i in 0..channels.len() {
-            let factor = *self.from_end("upsample_factor", &self.upsample_factor, i)?;
-            let residual = *self.from_end("upsample_residual", &self.upsample_residual, i)?;
+            let factor = *self.nth_back("upsample_factor", &self.upsample_factor, i)?;
+            let residual = *self.nth_back("upsample_residual", &self.upsample_residual, i)?;
             let scaling = &self.decoder_spatio_temporal_scaling;
-            let scales = *self.from_end("decoder_spatio_temporal_scaling", scaling, i)?;
+            let scales = *self.nth_back("decoder_spatio_temporal_scaling", scaling, i)?;
             if ![1, 2, 4, 8].contains(&factor) {
                 return Err(self.refuse("upsample_factor", factor, "1, 2, 4 or 8"));
             }
@@ -306,7 +306,7 @@ impl Config {
             return Err(self.refuse(key, found, "channels that the factor leads to"));
         }
         let upsampled = c_out * factor;
-        if block.up.is_some_and(|up| up.residual) && upsampled % UP_CELLS != 0 {
+        if block.up.is_some_and(|up| up.residual) && !upsampled.is_multiple_of(UP_CELLS) {
             return Err(self.refuse(key, upsampled, "a multiple of 8, for a skip connection"));
         }
         Ok(())
@@ -314,12 +314,12 @@ impl Config {
 
     /// Resnets of the decoder's block number `i`, of which number 0 is the middle block.
     pub fn decoder_layers(&self, i: usize) -> Result<usize> {
-        self.from_end("decoder_layers_per_block", &self.decoder_layers_per_block, i).copied()
+        self.nth_back("decoder_layers_per_block", &self.decoder_layers_per_block, i).copied()
     }
 
     /// Whether the decoder's block number `i` adds noise; number 0 is the middle block.
     pub fn injects_noise(&self, i: usize) -> Result<bool> {
-        self.from_end("decoder_inject_noise", &self.decoder_inject_noise, i).copied()
+        self.nth_back("decoder_inject_noise", &self.decoder_inject_noise, i).copied()
     }
 
     fn at<'a, T: std::fmt::Debug>(&self, key: &str, list: &'a [T], i: usize) -> Result<&'a T> {
@@ -327,7 +327,7 @@ impl Config {
             .ok_or_else(|| self.refuse(key, format!("{list:?}"), format!("at least {} entries", i + 1)))
     }
 
-    fn from_end<'a, T: std::fmt::Debug>(&self, key: &str, list: &'a [T], i: usize) -> Result<&'a T> {
+    fn nth_back<'a, T: std::fmt::Debug>(&self, key: &str, list: &'a [T], i: usize) -> Result<&'a T> {
         list.iter()
             .nth_back(i)
             .ok_or_else(|| self.refuse(key, format!("{list:?}"), format!("at least {} entries", i + 1)))
