@@ -15,7 +15,7 @@ const M: usize = 397;
 /// ```
 /// let mut rng = sora::pipeline::noise::TorchRng::new(42);
 /// let noise = rng.randn(&[1, 4, 2, 3, 3])?; // torch.randn(1, 4, 2, 3, 3, generator=g)
-/// # sora::Result::Ok(())
+/// # Ok::<(), sora::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct TorchRng {

@@ -45,7 +45,7 @@ CONFIG = dict(
 HOLD = 8.0  # the constant channel
 SMALL = 0.35  # spread of the largest decoder feature beside it
 RIDGE = 1e-5
-NOISE = 0.25  # on the latents that the decoder is fitted to: a denoiser leaves about as much
+NOISE = 0.6  # on the latents that the decoder is fitted to: a denoiser leaves about as much
 
 
 def patches(video):
