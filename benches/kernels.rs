@@ -35,7 +35,6 @@ fn bench(c: &mut Criterion) {
     kernels(c).expect("tensors of fixed shapes");
 }
 
-#[expect(missing_docs, reason = "criterion makes the function")]
 mod group {
     use super::bench;
     criterion::criterion_group!(benches, bench);
