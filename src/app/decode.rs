@@ -113,6 +113,7 @@ fn origin_of(
     recipe.decode_noise_scale = request.decode_noise_scale.or(recipe.decode_noise_scale);
     recipe.tiling.spatial = request.tiling.spatial.or(recipe.tiling.spatial);
     recipe.tiling.temporal = request.tiling.temporal.or(recipe.tiling.temporal);
+    recipe.tiling.context = request.tiling.context;
     recipe.device = clip::device_name(place);
     recipe.dtype = place.dtype.as_str().into();
     Ok(origin)

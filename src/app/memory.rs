@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 const OWN: u64 = 64 * MIB;
 
 /// Small tiles that every decoder of this program can work in.
-const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((16, 8)) };
+const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((16, 8)), context: 0 };
 
 /// Refuses a clip that can't be held in memory, by an estimate from shapes alone, and says what could.
 ///

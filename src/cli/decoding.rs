@@ -25,7 +25,14 @@ pub struct DecodingArgs {
     /// Decode in runs of this many frames, a stride apart, e.g. 16:8, to save memory
     #[arg(long, value_name = "FRAMES:STRIDE", value_parser = tile, hide_short_help = true)]
     pub vae_tile_frames: Option<(usize, usize)>,
+
+    /// Latent cells read around each tile and cut off again: more hide the tiles better, 0 is as diffusers does it
+    #[arg(long, value_name = "CELLS", hide_short_help = true, default_value_t = CONTEXT)]
+    pub vae_tile_context: usize,
 }
+
+/// Cells around a tile: with this many, tiles differ from an uncut decode by little more than rounding.
+const CONTEXT: usize = 4;
 
 impl DecodingArgs {
     /// Overrides what was asked for by flags.
@@ -34,11 +41,12 @@ impl DecodingArgs {
         options.noise_scale = self.decode_noise_scale.or(options.noise_scale);
         options.tiling.spatial = self.vae_tile.or(options.tiling.spatial);
         options.tiling.temporal = self.vae_tile_frames.or(options.tiling.temporal);
+        options.tiling.context = self.vae_tile_context;
     }
 
     /// The tiles that were asked for.
     pub fn tiling(&self) -> Tiling {
-        Tiling { spatial: self.vae_tile, temporal: self.vae_tile_frames }
+        Tiling { spatial: self.vae_tile, temporal: self.vae_tile_frames, context: self.vae_tile_context }
     }
 }
 

@@ -192,6 +192,10 @@ pub struct Tiling {
     pub spatial: Option<(usize, usize)>,
     /// Tile length in frames and its stride.
     pub temporal: Option<(usize, usize)>,
+    /// Latent cells and frames around each tile that a decode reads beside it and cuts off again. 0 is the
+    /// reference's way, whose tiles show their edges; more of them come nearer to what an uncut decode gives.
+    #[serde(default)]
+    pub context: usize,
 }
 
 /// How to decode.

@@ -147,10 +147,19 @@ fn threads_change_nothing() {
 }
 
 #[test]
+fn tiles_with_enough_context_leave_no_trace() {
+    let fixture = Fixture::open("vae_tiled");
+    let whole = decode(&fixture, DType::F32, Tiling::default()).expect("a video");
+    let tiles: Tiling = serde_json::from_value(fixture.json("tiles")).expect("tiles");
+    let tiled = decode(&fixture, DType::F32, Tiling { context: 64, ..tiles }).expect("a video");
+    Tolerance::F32.check("tiled", &tiled, &whole);
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let fixture = Fixture::open("vae_tiled");
     for tiles in [(16, 0), (16, 24), (20, 16), (16, 12)] {
-        let tiling = Tiling { spatial: Some(tiles), temporal: None };
+        let tiling = Tiling { spatial: Some(tiles), ..Tiling::default() };
         assert!(matches!(decode(&fixture, DType::F32, tiling), Err(Error::Invalid { .. })), "{tiles:?}");
     }
     let loader = weights(&fixture).loader(&place(DType::F32));
@@ -201,7 +210,7 @@ fn tiles_take_less_memory() {
     let bytes = |tiling: &Tiling| decode_bytes(&Config::default(), grid, &place(DType::F32), tiling);
     let spatial = Some((256, 192));
     let whole = bytes(&Tiling::default());
-    let tiled = bytes(&Tiling { spatial, temporal: None });
-    let both = bytes(&Tiling { spatial, temporal: Some((16, 8)) });
+    let tiled = bytes(&Tiling { spatial, ..Tiling::default() });
+    let both = bytes(&Tiling { spatial, temporal: Some((16, 8)), context: 0 });
     assert!(whole > 3 * tiled && tiled > 2 * both, "{whole}, {tiled}, {both}");
 }

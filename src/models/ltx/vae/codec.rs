@@ -6,7 +6,7 @@ use super::{
     config::Config,
     decoder::Decoder,
     encoder::Encoder,
-    tiling::{Cuts, Joiner, head},
+    tiling::{Cuts, Joiner},
 };
 use crate::{
     error::{Error, Result},
@@ -134,9 +134,16 @@ impl VideoDecoder for LtxVideoDecoder {
             if start > 0 && length == 1 {
                 break;
             }
-            let video = decode(&z.narrow(1, start, length)?)?;
+            let first = start.saturating_sub(cuts.context);
+            let last = (start + length + cuts.context).min(frames);
+            let video = decode(&z.narrow(1, first, last - first)?)?;
+            let ratio = self.cfg.temporal();
+            let video = video.narrow(1, (start - first) * ratio, (length - 1) * ratio + 1)?;
             let made = video.dim(1)? - usize::from(start > 0);
-            emit(&joiner.push(head(&video, 1, made)?)?)?;
+            // The picture too many is the first, which the tile before ends with. The reference drops the last
+            // one and so shows a picture twice at each seam, which only its own tiles are held to.
+            let skipped = usize::from(start > 0 && cuts.context > 0);
+            emit(&joiner.push(video.narrow(1, skipped, made)?)?)?;
         }
         Ok(())
     }

@@ -20,13 +20,14 @@ const LIVE_TURNED: u64 = 6;
 /// Peak bytes of a decode beside the weights. `cfg` is one that [`Config::from_json`] accepts, and `tiling` fits it.
 #[must_use]
 pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &Tiling) -> u64 {
-    let none = Cuts { spatial: None, temporal: None };
+    let none = Cuts { spatial: None, temporal: None, context: 0 };
     let cuts = Cuts::decoding(cfg, tiling).unwrap_or(none);
     let temporal = cuts.temporal.filter(|cut| grid.frames > cut.tile);
     let spatial = cuts.spatial.filter(|cut| grid.height > cut.tile || grid.width > cut.tile);
-    let frames = temporal.map_or(grid.frames, |cut| cut.tile + 1);
+    let around = 2 * cuts.context;
+    let frames = temporal.map_or(grid.frames, |cut| (cut.tile + 1 + around).min(grid.frames));
     let clip = LatentGrid { frames, ..grid };
-    let side = |length: usize| spatial.map_or(length, |cut| length.min(cut.tile));
+    let side = |length: usize| spatial.map_or(length, |cut| length.min(cut.tile + around));
     let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };
     let (levels, made) = (levels_bytes(cfg, tile, place), pictures_bytes(cfg, tile));
     let f32s = size_of::<f32>() as u64;

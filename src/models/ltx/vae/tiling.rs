@@ -33,6 +33,8 @@ pub(super) struct Cuts {
     pub spatial: Option<Cut>,
     /// Frames.
     pub temporal: Option<Cut>,
+    /// Cells around a tile that are read beside it and whose pictures are cut off again.
+    pub context: usize,
 }
 
 impl Cuts {
@@ -44,7 +46,7 @@ impl Cuts {
             made: step,
             blend: tile - step,
         };
-        Self::new(cfg, tiling, cut)
+        Ok(Self { context: tiling.context, ..Self::new(cfg, tiling, cut)? })
     }
 
     /// Tiles of pictures that are made into latents.
@@ -70,6 +72,7 @@ impl Cuts {
         Ok(Self {
             spatial: cut("spatial", tiling.spatial, cfg.spatial())?,
             temporal: cut("temporal", tiling.temporal, cfg.temporal())?,
+            context: 0,
         })
     }
 
@@ -82,10 +85,14 @@ impl Cuts {
         let mut above: Vec<Tensor> = Vec::new();
         let mut bands = Vec::new();
         for top in (0..height).step_by(cut.step) {
-            let band = x.narrow(ROWS, top, cut.tile.min(height - top))?;
+            let rows = Window::new(top, cut.tile, height, self.context);
+            let band = x.narrow(ROWS, rows.start, rows.length)?;
             let mut row: Vec<Tensor> = Vec::new();
             for left in (0..width).step_by(cut.step) {
-                let mut tile = each(&band.narrow(COLUMNS, left, cut.tile.min(width - left))?)?;
+                let columns = Window::new(left, cut.tile, width, self.context);
+                let tile = each(&band.narrow(COLUMNS, columns.start, columns.length)?)?;
+                let tile = rows.crop(&tile, ROWS, cut)?;
+                let mut tile = columns.crop(&tile, COLUMNS, cut)?;
                 if let Some(above) = above.get(row.len()) {
                     tile = blend(above, &tile, ROWS, cut.blend)?;
                 }
@@ -101,6 +108,31 @@ impl Cuts {
         let whole = Tensor::cat(&bands, ROWS)?;
         let made = |cells: usize| cells * cut.made / cut.step;
         head(&head(&whole, ROWS, made(height))?, COLUMNS, made(width))
+    }
+}
+
+/// A tile and the context that is read with it, along one axis.
+struct Window {
+    start: usize,
+    length: usize,
+    before: usize,
+    tile: usize,
+}
+
+impl Window {
+    fn new(at: usize, tile: usize, whole: usize, context: usize) -> Self {
+        let (tile, start) = (tile.min(whole - at), at.saturating_sub(context));
+        let end = (at + tile + context).min(whole);
+        Self { start, length: end - start, before: at - start, tile }
+    }
+
+    /// What was made of the tile alone.
+    fn crop(&self, made: &Tensor, axis: usize, cut: Cut) -> Result<Tensor> {
+        if self.length == self.tile {
+            return Ok(made.clone());
+        }
+        let pictured = |cells: usize| cells * cut.made / cut.step;
+        Ok(made.narrow(axis, pictured(self.before), pictured(self.tile))?)
     }
 }
 
