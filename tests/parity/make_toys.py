@@ -191,7 +191,8 @@ def build(folder, case, seed):
 
 
 def run(folder, case, asked):
-    pipeline, saved = case[0].from_pretrained(folder, variant=case[3].get("variant")), asked["seed"]
+    pipeline, saved = case[0].from_pretrained(
+        folder, variant=case[3].get("variant"), torch_dtype=torch.float32), asked["seed"]
     pipeline.set_progress_bar_config(disable=True)
 
     def call(output_type):
@@ -231,7 +232,7 @@ def main():
         shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("training"))
         own = json.loads((folder / "sora.json").read_text())
         size = {key: own[key] for key in ("width", "height", "frames", "fps", "steps", "guidance")}
-        asked = {**ALL, **size, "prompt": "pirate ships in coffee", "negative_prompt": "", "guidance_rescale": 0.0}
+        asked = {**ALL, **size, "prompt": "pirate ships in coffee", "negative_prompt": "", "seed": 7}
         write(folder, (diffusers.LTXPipeline, None, None, {}), asked)
 
 
