@@ -15,11 +15,21 @@ from transformers import T5EncoderModel
 from latent_rgb import latent_rgb
 
 
+def drop_path(file):
+    """A config needn't tell where its model lay before."""
+    with open(file) as f:
+        config = json.load(f)
+    config.pop("_name_or_path", None)
+    with open(file, "w") as f:
+        json.dump(config, f, indent=2)
+        f.write("\n")
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--work", default=".work/train")
     ap.add_argument("--out", default="models/mini")
-    ap.add_argument("--steps", type=int, default=30)
+    ap.add_argument("--steps", type=int, default=24)
     ap.add_argument("--guidance", type=float, default=3.0)
     ap.add_argument("--shift", type=float, default=2.0)
     args = ap.parse_args()
@@ -36,6 +46,7 @@ def main():
             assert torch.isfinite(value).all(), f"{name}: {key} does not fit float16"
         shutil.rmtree(f"{out}/{name}", ignore_errors=True)
         model.save_pretrained(f"{out}/{name}", safe_serialization=True)
+        drop_path(f"{out}/{name}/config.json")
     index = {
         "_class_name": "LTXPipeline", "_diffusers_version": __import__("diffusers").__version__,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
