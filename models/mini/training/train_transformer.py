@@ -303,6 +303,9 @@ def train(args):
     else:
         opts = [torch.optim.AdamW(params, lr=args.lr_adam, betas=(0.9, 0.97), weight_decay=0.01)]
         rates = [args.lr_adam]
+    if args.init:
+        known = LTXVideoTransformer3DModel.from_pretrained(args.init, torch_dtype=torch.float32)
+        model.load_state_dict(known.state_dict())
     ema = [p.detach().clone() for p in params]
     state = {"step": 0, "elapsed": 0.0, "seen_still": 0, "seen_video": 0}
     ckpt = f"{work}/transformer.ckpt"
@@ -488,6 +491,7 @@ def main():
     ap.add_argument("--least", type=int, default=1000, help="wait until the pool holds this many")
     ap.add_argument("--minutes", type=float, default=60)
     ap.add_argument("--resume", action="store_true")
+    ap.add_argument("--init", default=None, help="a folder of weights to start from, such as models/mini/transformer")
     ap.add_argument("--threads", type=int, default=1, help="threads within an operation, per worker")
     ap.add_argument("--workers", type=int, default=2, help="parts of a batch computed side by side")
     ap.add_argument("--optimizer", default="muon", choices=("muon", "adamw"))
