@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{
     kernel::{Values, widen},
-    tile::{self, COLS, Kernel, Line, ROWS},
+    tile::{COLS, Kernels, Line, ROWS},
 };
 use crate::error::Result;
 
@@ -18,7 +18,7 @@ const GROUP: usize = 4;
 /// Input channels that go through a kernel at a time: a panel of them fits the first cache.
 const DEPTH: usize = 128;
 /// Output cells that share a read of the weights.
-const MAX_CELLS: usize = 8 * ROWS;
+const MAX_CELLS: usize = 32 * ROWS;
 /// Bytes that a GPU may spend on unfolding frames.
 pub(crate) const UNFOLDED_BYTES: usize = 512 << 20;
 
@@ -138,14 +138,14 @@ impl Conv3d {
         let cells = of * oh * ow;
         let share = cells.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
         let block = share.clamp(ROWS, MAX_CELLS) * c_out;
-        let kernel = tile::kernel();
+        let kernels = Kernels::widest();
         let mut out = vec![0f32; cells * c_out];
         out.par_chunks_mut(block).enumerate().for_each(|(index, out)| {
             let start = index * block;
             if let Some(skip) = skip {
                 out.copy_from_slice(&skip[start..start + out.len()]);
             }
-            self.block(kernel, clip, panels, [oh, ow], start / c_out, out);
+            self.block(kernels, clip, panels, [oh, ow], start / c_out, out);
         });
         out
     }
@@ -153,14 +153,13 @@ impl Conv3d {
     /// Adds the convolution and the bias to `out`, the cells from number `first` on.
     fn block(
         &self,
-        kernel: Kernel,
+        kernels: Kernels,
         clip: &Clip,
         panels: &Panels,
         [oh, ow]: [usize; 2],
         first: usize,
         out: &mut [f32],
     ) {
-        const PITCH: usize = GROUP * COLS;
         let cells = out.len() / self.c_out;
         let tiles = cells.div_ceil(ROWS);
         // The last tile is filled up with the last cell, whose copies are not written out.
@@ -168,40 +167,35 @@ impl Conv3d {
             .map(|i| first + i.min(cells - 1))
             .map(|cell| [cell / (oh * ow), cell / ow % oh, cell % ow])
             .collect();
-        let mut rows = vec![std::ptr::null(); places.len()];
-        let mut sums = vec![Line::ZERO; places.len() * PITCH / Line::LEN];
+        let mut rows = vec![clip.zeros; places.len()];
+        let mut sums = vec![[Line::ZERO; ROWS]; tiles * GROUP];
         let mut widened = vec![Line::ZERO; panels.scratch()];
         for group in (0..panels.count).step_by(GROUP) {
-            sums.fill(Line::ZERO);
+            sums.fill([Line::ZERO; ROWS]);
+            let group = group..panels.count.min(group + GROUP);
             for tap in 0..panels.taps {
-                for (row, place) in rows.iter_mut().zip(&places) {
-                    *row = clip.row(&self.shape, *place, tap, self.c_in).as_ptr();
-                }
+                clip.gather(&self.shape, &places, tap, &mut rows);
                 for start in (0..self.c_in).step_by(DEPTH) {
                     let depth = DEPTH.min(self.c_in - start);
-                    for panel in group..panels.count.min(group + GROUP) {
+                    for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(tiles)) {
                         let weights = panels.part(panel, tap * self.c_in + start, depth, &mut widened);
-                        for (tile, rows) in rows.as_chunks::<ROWS>().0.iter().enumerate() {
-                            let to = tile * ROWS * PITCH + (panel - group) * COLS;
-                            // SAFETY: each row holds `c_in ≥ start + depth` numbers (`Clip::row` slices it), the
-                            // part `depth` lines of a panel, `sums` `PITCH` numbers for each of `places`; the
-                            // kernel is one that `tile::kernel` found fit.
-                            unsafe {
-                                let rows = rows.map(|row| row.add(start));
-                                let sums = sums.as_mut_ptr().cast::<f32>().add(to);
-                                kernel(&rows, depth, weights.as_ptr().cast(), sums, PITCH);
+                        for (rows, sums) in rows.as_chunks::<ROWS>().0.iter().zip(sums) {
+                            let mut parts = *rows;
+                            for row in &mut parts {
+                                *row = &row[start..];
                             }
+                            kernels.run(&parts, weights, sums, self.c_out - panel * COLS);
                         }
                     }
                 }
             }
-            let left = group * COLS;
-            let width = PITCH.min(self.c_out - left);
-            let bias = &clip.bias[left..left + width];
-            for (out, sums) in out.chunks_exact_mut(self.c_out).zip(sums.chunks_exact(PITCH / Line::LEN)) {
-                let sums = sums.iter().flat_map(|line| line.0);
-                for ((out, sum), bias) in out[left..left + width].iter_mut().zip(sums).zip(bias) {
-                    *out += sum + bias;
+            for (panel, sums) in group.zip(sums.chunks_exact(tiles)) {
+                let columns = panel * COLS..self.c_out.min((panel + 1) * COLS);
+                let bias = &clip.bias[columns.clone()];
+                for (out, line) in out.chunks_exact_mut(self.c_out).zip(sums.as_flattened()) {
+                    for ((out, sum), bias) in out[columns.clone()].iter_mut().zip(&line.0).zip(bias) {
+                        *out += sum + bias;
+                    }
                 }
             }
         }
@@ -250,18 +244,22 @@ struct Clip<'a> {
 }
 
 impl<'a> Clip<'a> {
-    /// The channels that the output cell at `place` sees through tap number `tap`.
-    fn row(&self, shape: &ConvShape, place: [usize; 3], tap: usize, channels: usize) -> &'a [f32] {
+    /// Points `rows` at the channels that output cells see through tap number `tap`.
+    fn gather(&self, shape: &ConvShape, places: &[[usize; 3]], tap: usize, rows: &mut [&'a [f32]]) {
         let [frames, height, width] = self.dims;
         let (kernel, padding) = (shape.kernel, shape.kernel / 2);
-        let frame = shape.source_frame(place[0], tap / (kernel * kernel), frames);
-        let y = (place[1] * shape.stride + tap / kernel % kernel).wrapping_sub(padding);
-        let x = (place[2] * shape.stride + tap % kernel).wrapping_sub(padding);
-        if y >= height || x >= width {
-            return self.zeros;
+        let channels = self.zeros.len();
+        let (t, y, x) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
+        for (row, place) in rows.iter_mut().zip(places) {
+            let frame = shape.source_frame(place[0], t, frames);
+            let y = (place[1] * shape.stride + y).wrapping_sub(padding);
+            let x = (place[2] * shape.stride + x).wrapping_sub(padding);
+            *row = if y < height && x < width {
+                &self.values[((frame * height + y) * width + x) * channels..][..channels]
+            } else {
+                self.zeros
+            };
         }
-        let at = ((frame * height + y) * width + x) * channels;
-        &self.values[at..at + channels]
     }
 }
 
@@ -294,15 +292,10 @@ impl Panels {
             _ => {
                 let from = Values::<f32>::contiguous(&weight)?;
                 let from = &from[..stored];
-                let mut lines = vec![Line::ZERO; size / Line::LEN];
-                let panel = length * Line::PER_ROW;
-                lines.par_chunks_mut(panel).enumerate().for_each(|(index, lines)| {
-                    let mut row = [0f32; COLS];
-                    for (k, lines) in lines.chunks_exact_mut(Line::PER_ROW).enumerate() {
-                        pack_row(from, dims, index * COLS, k, &mut row);
-                        for (line, row) in lines.iter_mut().zip(row.as_chunks().0) {
-                            line.0 = *row;
-                        }
+                let mut lines = vec![Line::ZERO; count * length];
+                lines.par_chunks_mut(length).enumerate().for_each(|(index, lines)| {
+                    for (k, line) in lines.iter_mut().enumerate() {
+                        pack_row(from, dims, index * COLS, k, &mut line.0);
                     }
                 });
                 Packed::F32(lines)
@@ -313,7 +306,7 @@ impl Panels {
 
     /// Lines of memory that [`Panels::part`] needs.
     fn scratch(&self) -> usize {
-        if matches!(self.values, Packed::F32(_)) { 0 } else { DEPTH * Line::PER_ROW }
+        if matches!(self.values, Packed::F32(_)) { 0 } else { DEPTH }
     }
 
     /// `depth ≤ DEPTH` rows of a panel from row `start` on, in f32.
@@ -321,7 +314,7 @@ impl Panels {
         let from = panel * self.length + start;
         let half = from * COLS..(from + depth) * COLS;
         match &self.values {
-            Packed::F32(lines) => &lines[from * Line::PER_ROW..(from + depth) * Line::PER_ROW],
+            Packed::F32(lines) => &lines[from..from + depth],
             Packed::F16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
             Packed::Bf16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
         }
@@ -329,10 +322,10 @@ impl Panels {
 }
 
 fn fill<'a, T>(from: &[T], to: &'a mut [Line], convert: impl Fn(&[T], &mut [f32])) -> &'a [Line] {
-    for (from, to) in from.chunks_exact(Line::LEN).zip(to.iter_mut()) {
+    for (from, to) in from.chunks_exact(COLS).zip(to.iter_mut()) {
         convert(from, &mut to.0);
     }
-    &to[..from.len() / Line::LEN]
+    &to[..from.len() / COLS]
 }
 
 fn pack_half<T: Copy + Default + Send + Sync>(from: &[T], dims: [usize; 2], size: usize) -> Vec<T> {

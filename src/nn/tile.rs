@@ -4,125 +4,148 @@
 pub(crate) const ROWS: usize = 12;
 /// Columns of one tile, which is how many output channels a panel of weights holds.
 pub(crate) const COLS: usize = 32;
+/// Columns that are made where no more are needed.
+const HALF: usize = COLS / 2;
 
-/// A cache line of numbers, so that no vector load straddles two.
+/// A row of a panel or of sums, laid out so that no vector load straddles two cache lines.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub [f32; Line::LEN]);
+pub(crate) struct Line(pub [f32; COLS]);
 
 impl Line {
-    pub const LEN: usize = 16;
-    pub const ZERO: Self = Self([0.0; Self::LEN]);
-    pub const PER_ROW: usize = COLS / Self::LEN;
+    pub const ZERO: Self = Self([0.0; COLS]);
 }
 
-/// Adds `rows · panel` to `sums`.
+/// Adds `rows · panel` to `sums`; each row begins with as many numbers as the panel has lines.
 ///
 /// # Safety
-/// Each of `rows` points at `depth` numbers, `panel` at `depth × COLS`, and `sums` at `ROWS` rows of `COLS`
-/// numbers that lie `pitch` apart; the processor has what the kernel was compiled for.
-pub(crate) type Kernel =
-    unsafe fn(rows: &[*const f32; ROWS], depth: usize, panel: *const f32, sums: *mut f32, pitch: usize);
+/// The processor has what the kernel was compiled for.
+type Kernel = unsafe fn(rows: &[&[f32]; ROWS], panel: &[Line], sums: &mut [Line; ROWS]);
 
-/// The widest kernel that this processor runs.
-pub(crate) fn kernel() -> Kernel {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return avx2;
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    return neon;
-    #[cfg(not(target_arch = "aarch64"))]
-    portable
+/// The kernels for one processor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernels {
+    full: Kernel,
+    /// Makes the first half of the columns only.
+    half: Kernel,
 }
 
+impl Kernels {
+    /// The widest ones that this processor runs.
+    pub fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self { full: avx512, half: avx512_half };
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self { full: avx2, half: avx2_half };
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        return Self { full: neon, half: neon_half };
+        #[cfg(not(target_arch = "aarch64"))]
+        Self { full: portable::<COLS>, half: portable::<HALF> }
+    }
+
+    /// Adds `rows · panel` to the first `columns` of `sums`; the others are left or added to.
+    pub fn run(self, rows: &[&[f32]; ROWS], panel: &[Line], sums: &mut [Line; ROWS], columns: usize) {
+        let kernel = if columns > HALF { self.full } else { self.half };
+        // SAFETY: `widest` asked the processor for what its kernels need.
+        unsafe { kernel(rows, panel, sums) }
+    }
+}
+
+/// Numbers of each row that a kernel takes at a time.
+const STEP: usize = 16;
+
 /// Writes a kernel for one instruction set: `$high` rows by `$wide` vectors are summed at a time.
+///
+/// All that is indexed within a step has a constant length: no check is left in its loops, not even in a build with
+/// overflow checks and debug assertions.
 macro_rules! kernel {
-    ($name:ident, $feature:literal, $arch:ident, $lanes:literal, $high:literal x $wide:literal,
-     $load:ident, $splat:ident, $store:ident, |$a:ident, $b:ident, $sum:ident| $fma:expr) => {
+    ($name:ident, $feature:literal, $vector:ty, $lanes:literal, $high:literal x $wide:literal of $cols:ident,
+     $splat:path, |$a:ident, $b:ident, $sum:ident| $fma:expr) => {
         #[target_feature(enable = $feature)]
-        unsafe fn $name(
-            rows: &[*const f32; ROWS],
-            depth: usize,
-            panel: *const f32,
-            sums: *mut f32,
-            pitch: usize,
-        ) {
-            use std::arch::$arch::{$load, $splat, $store};
-            for top in (0..ROWS).step_by($high) {
-                for left in (0..COLS).step_by($wide * $lanes) {
-                    // SAFETY: `top + i < ROWS`, `left + j × lanes + lanes <= COLS` and `k < depth`, for which
-                    // the caller vouches.
-                    unsafe {
-                        let sums = sums.add(top * pitch + left);
-                        let panel = panel.add(left);
-                        let mut acc: [[_; $wide]; $high] = std::array::from_fn(|i| {
-                            std::array::from_fn(|j| $load(sums.add(i * pitch + j * $lanes)))
-                        });
-                        for k in 0..depth {
-                            let line: [_; $wide] =
-                                std::array::from_fn(|j| $load(panel.add(k * COLS + j * $lanes)));
+        fn $name(rows: &[&[f32]; ROWS], panel: &[Line], sums: &mut [Line; ROWS]) {
+            let (steps, rest) = panel.as_chunks::<STEP>();
+            for left in (0..$cols / $lanes).step_by($wide) {
+                for (rows, sums) in rows.as_chunks::<$high>().0.iter().zip(sums.as_chunks_mut::<$high>().0) {
+                    let mut acc = [[$splat(0.0); $wide]; $high];
+                    for i in 0..$high {
+                        for j in 0..$wide {
+                            let from: [f32; $lanes] = sums[i].0.as_chunks().0[left + j];
+                            // SAFETY: a vector is as large as its numbers, and any bits are a number.
+                            acc[i][j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
+                        }
+                    }
+                    for (n, step) in steps.iter().enumerate() {
+                        let mut ends = [&[0f32; STEP]; $high];
+                        for i in 0..$high {
+                            ends[i] = &rows[i].as_chunks::<STEP>().0[n];
+                        }
+                        for k in 0..STEP {
+                            let mut line = [$splat(0.0); $wide];
+                            for j in 0..$wide {
+                                let from: [f32; $lanes] = step[k].0.as_chunks().0[left + j];
+                                // SAFETY: as above.
+                                line[j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
+                            }
                             for i in 0..$high {
-                                let $a = $splat(*rows[top + i].add(k));
+                                let $a = $splat(ends[i][k]);
                                 for j in 0..$wide {
                                     let ($b, $sum) = (line[j], acc[i][j]);
                                     acc[i][j] = $fma;
                                 }
                             }
                         }
-                        for i in 0..$high {
-                            for j in 0..$wide {
-                                $store(sums.add(i * pitch + j * $lanes), acc[i][j]);
-                            }
+                    }
+                    for i in 0..$high {
+                        for j in 0..$wide {
+                            // SAFETY: as above.
+                            let made = unsafe { std::mem::transmute::<$vector, [f32; $lanes]>(acc[i][j]) };
+                            sums[i].0.as_chunks_mut().0[left + j] = made;
                         }
                     }
                 }
+            }
+            if !rest.is_empty() {
+                portable::<$cols>(&rows.map(|row| &row[panel.len() - rest.len()..]), rest, sums);
             }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-kernel!(avx512, "avx512f", x86_64, 16, 12 x 2, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+kernel!(avx512, "avx512f", std::arch::x86_64::__m512, 16, 12 x 2 of COLS, std::arch::x86_64::_mm512_set1_ps,
     |a, b, sum| std::arch::x86_64::_mm512_fmadd_ps(a, b, sum));
 #[cfg(target_arch = "x86_64")]
-kernel!(avx2, "avx2,fma", x86_64, 8, 6 x 2, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+kernel!(avx512_half, "avx512f", std::arch::x86_64::__m512, 16, 12 x 1 of HALF, std::arch::x86_64::_mm512_set1_ps,
+    |a, b, sum| std::arch::x86_64::_mm512_fmadd_ps(a, b, sum));
+#[cfg(target_arch = "x86_64")]
+kernel!(avx2, "avx2,fma", std::arch::x86_64::__m256, 8, 6 x 2 of COLS, std::arch::x86_64::_mm256_set1_ps,
+    |a, b, sum| std::arch::x86_64::_mm256_fmadd_ps(a, b, sum));
+#[cfg(target_arch = "x86_64")]
+kernel!(avx2_half, "avx2,fma", std::arch::x86_64::__m256, 8, 6 x 2 of HALF, std::arch::x86_64::_mm256_set1_ps,
     |a, b, sum| std::arch::x86_64::_mm256_fmadd_ps(a, b, sum));
 #[cfg(target_arch = "aarch64")]
-kernel!(neon, "neon", aarch64, 4, 6 x 4, vld1q_f32, vdupq_n_f32, vst1q_f32,
+kernel!(neon, "neon", std::arch::aarch64::float32x4_t, 4, 6 x 4 of COLS, std::arch::aarch64::vdupq_n_f32,
+    |a, b, sum| std::arch::aarch64::vfmaq_f32(sum, a, b));
+#[cfg(target_arch = "aarch64")]
+kernel!(neon_half, "neon", std::arch::aarch64::float32x4_t, 4, 6 x 4 of HALF, std::arch::aarch64::vdupq_n_f32,
     |a, b, sum| std::arch::aarch64::vfmaq_f32(sum, a, b));
 
-/// For processors without any of these: the compiler's own vectors.
-///
-/// # Safety
-/// As for [`Kernel`].
-#[cfg_attr(
-    all(target_arch = "aarch64", not(test)),
-    expect(dead_code, reason = "every such processor has NEON")
-)]
-unsafe fn portable(rows: &[*const f32; ROWS], depth: usize, panel: *const f32, sums: *mut f32, pitch: usize) {
-    for (i, row) in rows.iter().enumerate() {
-        // SAFETY: the caller vouches for the lengths.
-        let (row, panel, sums) = unsafe {
-            (
-                std::slice::from_raw_parts(*row, depth),
-                std::slice::from_raw_parts(panel, depth * COLS),
-                std::slice::from_raw_parts_mut(sums.add(i * pitch), COLS),
-            )
-        };
-        let mut acc = [0f32; COLS];
-        acc.copy_from_slice(sums);
-        for (a, line) in row.iter().zip(panel.chunks_exact(COLS)) {
-            for (sum, b) in acc.iter_mut().zip(line) {
+/// For processors without any of these, and for what is left of a step: the compiler's own vectors.
+fn portable<const COLUMNS: usize>(rows: &[&[f32]; ROWS], panel: &[Line], sums: &mut [Line; ROWS]) {
+    for (row, sums) in rows.iter().zip(sums) {
+        let mut acc = [0.0; COLUMNS];
+        acc.copy_from_slice(&sums.0[..COLUMNS]);
+        for (a, line) in row.iter().zip(panel) {
+            for (sum, b) in acc.iter_mut().zip(&line.0) {
                 *sum += a * b;
             }
         }
-        sums.copy_from_slice(&acc);
+        sums.0[..COLUMNS].copy_from_slice(&acc);
     }
 }
 
@@ -134,30 +157,25 @@ mod tests {
     fn kernels_agree() {
         const DEPTH: usize = 37;
         let number = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.5;
-        let rows: Vec<f32> = (0..ROWS * DEPTH).map(number).collect();
-        let panel: Vec<f32> = (0..DEPTH * COLS).map(|i| number(i + 31)).collect();
-        let run = |kernel: Kernel| {
-            let mut sums = vec![1f32; ROWS * COLS];
-            let starts = std::array::from_fn(|i| rows[i * DEPTH..].as_ptr());
-            // SAFETY: the buffers have the sizes that kernels want, and only kernels that fit are run.
-            unsafe { kernel(&starts, DEPTH, panel.as_ptr(), sums.as_mut_ptr(), COLS) };
-            sums
-        };
-        let expected: Vec<f64> = (0..ROWS * COLS)
-            .map(|at| (at / COLS, at % COLS))
-            .map(|(i, j)| {
-                let term = |k| f64::from(rows[i * DEPTH + k]) * f64::from(panel[k * COLS + j]);
-                1.0 + (0..DEPTH).map(term).sum::<f64>()
-            })
-            .collect();
-        let mut kernels = vec![kernel(), portable];
+        let values: Vec<f32> = (0..ROWS * DEPTH).map(number).collect();
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &values[i * DEPTH..]);
+        let panel: Vec<Line> =
+            (0..DEPTH).map(|k| Line(std::array::from_fn(|j| number(k * COLS + j + 31)))).collect();
+        let portable = Kernels { full: portable::<COLS>, half: portable::<HALF> };
+        let mut kernels = vec![Kernels::widest(), portable];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            kernels.push(avx2);
+            kernels.push(Kernels { full: avx2, half: avx2_half });
         }
-        for kernel in kernels {
-            for (sum, expected) in run(kernel).iter().zip(&expected) {
-                assert!((f64::from(*sum) - expected).abs() < 1e-5, "{sum} is not {expected}");
+        for (kernels, columns) in kernels.iter().flat_map(|kernels| [(kernels, COLS), (kernels, 9)]) {
+            let mut sums = [Line([1.0; COLS]); ROWS];
+            kernels.run(&rows, &panel, &mut sums, columns);
+            for (row, sums) in rows.iter().zip(&sums) {
+                for (j, sum) in sums.0.iter().take(columns).enumerate() {
+                    let terms = row.iter().zip(&panel).map(|(a, line)| f64::from(*a) * f64::from(line.0[j]));
+                    let expected = 1.0 + terms.sum::<f64>();
+                    assert!((f64::from(*sum) - expected).abs() < 1e-5, "{sum} is not {expected}");
+                }
             }
         }
     }
