@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::Tensor;
 
+pub use super::sampling::{Guidance, Pass, PerStep, SkipMode, Stg, Upsample};
 pub use crate::device::Placement;
 use crate::{
     error::{Error, Result},

@@ -1,7 +1,9 @@
 //! Families of models, and what they all have in common.
 
 pub mod api;
+pub mod catalog;
 pub mod ltx;
 pub mod registry;
+pub mod sampling;
 pub mod source;
 pub mod t5;
