@@ -1,8 +1,35 @@
 //! What a clip is, and where its frames go.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, str::FromStr};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Width and height in pixels, written `1920x1080`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Size {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.split_once(['x', 'X', '×'])
+            .and_then(|(width, height)| {
+                Some(Self { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+            })
+            .ok_or_else(|| Error::invalid(format!("size `{text}`"), "expected WIDTHxHEIGHT, e.g. 768x512"))
+    }
+}
 
 /// Size, length and rate of a clip, in pixels and frames.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -15,6 +42,14 @@ pub struct VideoSpec {
     pub frames: usize,
     /// Frames a second, > 0.
     pub fps: f64,
+}
+
+impl VideoSpec {
+    /// Width and height.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        Size { width: self.width, height: self.height }
+    }
 }
 
 /// One picture: packed 8-bit RGB, row by row.

@@ -13,10 +13,10 @@ use crate::{
     },
     error::{Error, Result},
     event::{Event, Phase},
-    media::{EncodeOptions, Format, SheetBuilder, TeeSink, open_sink},
+    media::{EncodeOptions, Format, SheetBuilder, Target, TeeSink, UpscaleSink, open_sink},
     models::api::{DecodeOptions, Placement},
     pipeline::{health::Health, render::Renderer},
-    video::{FrameSink, VideoSpec},
+    video::{FrameSink, Size, VideoSpec},
 };
 
 /// A finished clip.
@@ -51,8 +51,20 @@ fn sink_options(encode: &EncodeOptions, recipe: &Recipe) -> EncodeOptions {
     EncodeOptions { fps: recipe.spec.fps, metadata, ..encode.clone() }
 }
 
-/// Refuses files that can't be written as they are asked for: opens them, then leaves nothing behind.
-pub(super) fn check_files(files: &Files, outputs: &Outputs, spec: &VideoSpec) -> Result<()> {
+/// Opens `target` for the frames of a recipe: they come in as decoded and are written as the recipe says.
+pub(super) fn open_video(
+    target: &Target,
+    recipe: &Recipe,
+    options: &EncodeOptions,
+) -> Result<Box<dyn FrameSink>> {
+    let size = recipe.frame_size();
+    let sink = open_sink(target, size.width, size.height, options)?;
+    Ok(if size == recipe.spec.size() { sink } else { Box::new(UpscaleSink::new(sink, size)) })
+}
+
+/// Refuses files that can't be written as they are asked for: opens them for frames of `size`, then leaves nothing
+/// behind.
+pub(super) fn check_files(files: &Files, outputs: &Outputs, spec: &VideoSpec, size: Size) -> Result<()> {
     let target = &files.target;
     if target.format().is_still() && spec.frames != 1 {
         let what = format!("output `{}`", target.path().display());
@@ -62,7 +74,7 @@ pub(super) fn check_files(files: &Files, outputs: &Outputs, spec: &VideoSpec) ->
     files.check_writable()?;
     if target.format() != Format::Stdout {
         let options = EncodeOptions { fps: spec.fps, ..outputs.encode.clone() };
-        drop(open_sink(target, spec.width, spec.height, &options)?);
+        drop(open_sink(target, size.width, size.height, &options)?);
     }
     Ok(())
 }
@@ -78,7 +90,7 @@ pub(super) fn write(
     let recipe = &origin.recipe;
     let spec = &recipe.spec;
     let options = sink_options(&outputs.encode, recipe);
-    let mut sinks = vec![open_sink(&files.target, spec.width, spec.height, &options)?];
+    let mut sinks = vec![open_video(&files.target, recipe, &options)?];
     if let Some(sheet) = &files.contact_sheet {
         sinks.push(Box::new(SheetBuilder::new(sheet, spec.frames)?.with_metadata(options.metadata)));
     }

@@ -9,6 +9,7 @@ use crate::{
         memory,
         outputs::Outputs,
         recipe::Recipe,
+        shape::Upscale,
         tally::Tally,
     },
     device::{DTypeChoice, DeviceChoice},
@@ -41,6 +42,8 @@ pub struct DecodeRequest {
     pub decode_noise_scale: Option<f64>,
     /// How the decode is cut.
     pub tiling: Tiling,
+    /// The size to bring the frames to.
+    pub upscale: Option<Upscale>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// How precisely to compute.
@@ -68,7 +71,14 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     let place = Placement { dtype: request.dtype.resolve(&device), device };
     let mut origin = origin_of(request, &file, checkpoint.as_ref(), &place)?;
     memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling)?;
-    clip::check_files(&files, &request.outputs, &origin.recipe.spec)?;
+    if let Some(upscale) = request.upscale {
+        let (size, note) = upscale.settle(&origin.recipe.spec)?;
+        origin.recipe.upscale = Some(size);
+        if let Some(message) = note {
+            let _ = tally.emit(&Event::Note { message });
+        }
+    }
+    clip::check_files(&files, &request.outputs, &origin.recipe.spec, origin.recipe.frame_size())?;
     if let Some(done) = origin.steps_done {
         let message =
             format!("the render of these latents was stopped after step {done} of {}", origin.recipe.steps);

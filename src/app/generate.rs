@@ -10,13 +10,14 @@ use candle_core::Tensor;
 use crate::{
     app::{
         clip::{self, Clip},
+        direction::{Directing, Part},
         latents::{self, Origin},
         memory,
         outputs::{Files, Outputs},
         preview::Previewer,
         recipe::{Recipe, slug},
         rescue,
-        shape::{self, LengthChoice, SizeChoice},
+        shape::{self, LengthChoice, SizeChoice, Upscale},
         tally::Tally,
     },
     device::{DTypeChoice, DeviceChoice},
@@ -33,6 +34,7 @@ use crate::{
         noise::Drawn,
         render::{Denoised, RenderRequest, Renderer},
     },
+    video::Size,
 };
 
 /// A job: one prompt, one or more clips. What is `None` is the model's own choice.
@@ -42,6 +44,8 @@ pub struct GenerateRequest {
     pub model: ModelSource,
     /// What to show.
     pub prompt: String,
+    /// What camera and style add to the prompt.
+    pub directing: Directing,
     /// What to keep away from.
     pub negative_prompt: Option<String>,
     /// Size in pixels.
@@ -66,6 +70,8 @@ pub struct GenerateRequest {
     pub clips: usize,
     /// How latents become pictures.
     pub decode: DecodeOptions,
+    /// The size to bring the decoded frames to.
+    pub upscale: Option<Upscale>,
     /// A latents file to start from instead of the seed's noise.
     pub initial_latents: Option<PathBuf>,
     /// A stopped render to go on with, see [`GenerateRequest::resume`].
@@ -83,6 +89,7 @@ impl Default for GenerateRequest {
         Self {
             model: ModelSource::Embedded,
             prompt: String::new(),
+            directing: Directing::default(),
             negative_prompt: None,
             size: SizeChoice::default(),
             length: LengthChoice::default(),
@@ -95,6 +102,7 @@ impl Default for GenerateRequest {
             seed: None,
             clips: 1,
             decode: DecodeOptions::default(),
+            upscale: None,
             initial_latents: None,
             stopped: None,
             device: DeviceChoice::default(),
@@ -146,6 +154,7 @@ impl GenerateRequest {
                 noise_scale: recipe.decode_noise_scale,
                 tiling: recipe.tiling,
             },
+            upscale: recipe.upscale.map(Upscale::To),
             stopped: Some(Stopped {
                 latents: file.tensor,
                 steps_done,
@@ -165,6 +174,8 @@ pub struct Job<'a> {
     place: Placement,
     tally: Tally<'a>,
     render: RenderRequest,
+    /// The size that decoded frames are brought to.
+    upscale: Option<Size>,
     /// The files of each clip.
     files: Vec<Files>,
     /// The prompts, once they are encoded: all clips share them.
@@ -189,12 +200,19 @@ impl<'a> Job<'a> {
         let checkpoint = registry::open(&request.model)?;
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
-        let (render, notes) = plan(request, checkpoint.as_ref(), &files[0].target, seed)?;
-        let job = Self { request, checkpoint, place, tally, render, files, texts: None, done: 0 };
+        let (render, mut notes) = plan(request, checkpoint.as_ref(), &files[0].target, seed)?;
+        let mut job =
+            Self { request, checkpoint, place, tally, render, upscale: None, files, texts: None, done: 0 };
         job.renderer().check(&job.render)?;
+        if let Some(upscale) = request.upscale {
+            let (size, note) = upscale.settle(&job.render.spec)?;
+            job.upscale = Some(size);
+            notes.extend(note);
+        }
         memory::check(job.checkpoint.as_ref(), &job.render.spec, &job.place, &job.render.decode.tiling)?;
         for files in &job.files {
-            clip::check_files(files, &request.outputs, &job.render.spec)?;
+            let size = job.upscale.unwrap_or(job.render.spec.size());
+            clip::check_files(files, &request.outputs, &job.render.spec, size)?;
         }
         if request.seed.is_none() {
             job.note(format!("seed {seed}"));
@@ -298,6 +316,7 @@ impl<'a> Job<'a> {
             decode_timestep: render.decode.timestep,
             decode_noise_scale: render.decode.noise_scale,
             tiling: render.decode.tiling,
+            upscale: self.upscale,
             initial_latents: match &self.request.stopped {
                 Some(stopped) => stopped.initial_latents,
                 None => render.latents.is_some(),
@@ -342,15 +361,23 @@ fn plan(
         }
         length => length,
     };
-    let (spec, notes) = shape::settle(request.size, length, request.fps, &info.geometry, defaults)?;
+    let size = match (request.size, request.upscale) {
+        (SizeChoice::Default | SizeChoice::Sides { width: None, height: None }, Some(upscale)) => {
+            upscale.aspect()
+        }
+        (size, _) => size,
+    };
+    let (spec, notes) = shape::settle(size, length, request.fps, &info.geometry, defaults)?;
     let (latents, start, drawn) = match (&request.stopped, &request.initial_latents) {
         (Some(stopped), _) => (Some(stopped.latents.clone()), stopped.steps_done, stopped.drawn),
         (None, Some(path)) => (Some(latents::load(path)?.tensor), 0, Drawn::default()),
         (None, None) => (None, 0, Drawn::default()),
     };
     let steps = request.timesteps.as_ref().map(Vec::len).or(request.steps).unwrap_or(defaults.steps);
+    let seconds = spec.frames as f64 / spec.fps;
+    let whole = Part { from: 0.0, until: seconds, whole: seconds };
     let render = RenderRequest {
-        prompt: request.prompt.clone(),
+        prompt: request.directing.prompt(&request.prompt, &defaults.direction, &info.name, whole)?,
         negative_prompt: request.negative_prompt.clone().unwrap_or_else(|| defaults.negative_prompt.clone()),
         spec,
         steps,

@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod decode;
+pub mod direction;
 pub mod generate;
 pub mod inspect;
 pub mod latents;
@@ -12,3 +13,4 @@ pub mod recipe;
 mod rescue;
 pub mod shape;
 mod tally;
+mod wording;

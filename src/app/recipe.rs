@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     models::api::{ModelInfo, Tiling},
-    video::VideoSpec,
+    video::{Size, VideoSpec},
 };
 
 /// All that was decided for one clip. The same recipe with the same model gives the same frames.
@@ -47,6 +47,9 @@ pub struct Recipe {
     /// How the decode was cut.
     #[serde(default)]
     pub tiling: Tiling,
+    /// The size that the decoded frames were brought to, if it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upscale: Option<Size>,
     /// Whether the initial latents came from a file instead of the seed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub initial_latents: bool,
@@ -79,11 +82,18 @@ impl Recipe {
             decode_timestep: 0.0,
             decode_noise_scale: None,
             tiling: Tiling::default(),
+            upscale: None,
             initial_latents: false,
             device: String::new(),
             dtype: String::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// The size of the frames as they are written.
+    #[must_use]
+    pub fn frame_size(&self) -> Size {
+        self.upscale.unwrap_or(self.spec.size())
     }
 
     /// The recipe in one line of JSON.

@@ -4,8 +4,9 @@ use std::str::FromStr;
 
 use crate::{
     error::{Error, Result},
+    media::MAX_SIDE,
     models::api::{Defaults, Geometry},
-    video::VideoSpec,
+    video::{Size, VideoSpec},
 };
 
 /// The relation of width to height.
@@ -46,6 +47,69 @@ pub enum SizeChoice {
     },
     /// The valid size nearest to this aspect, with about as many pixels as the model's own.
     Aspect(Aspect),
+}
+
+/// The size that frames are brought to after they are decoded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Upscale {
+    /// To this size.
+    To(Size),
+    /// By this factor, both ways.
+    By(f64),
+}
+
+impl FromStr for Upscale {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let factor = text.strip_suffix(['x', 'X', '×']).and_then(|number| number.trim().parse().ok());
+        match (factor, text.parse()) {
+            (Some(factor), _) if (1.0..=64.0).contains(&factor) => Ok(Self::By(factor)),
+            (None, Ok(size)) => Ok(Self::To(size)),
+            _ => {
+                let why = "expected WIDTHxHEIGHT or a factor from 1 to 64, e.g. 1920x1080 or 4x";
+                Err(Error::invalid(format!("upscaled size `{text}`"), why))
+            }
+        }
+    }
+}
+
+impl Upscale {
+    /// The size that clips of `spec` come out in, and what is worth a word about it.
+    pub fn settle(self, spec: &VideoSpec) -> Result<(Size, Option<String>)> {
+        let own = spec.size();
+        let size = match self {
+            Self::To(size) => size,
+            // Codecs want even sides.
+            Self::By(factor) => {
+                let side = |pixels: usize| (pixels as f64 * factor / 2.0).round() as usize * 2;
+                Size { width: side(own.width), height: side(own.height) }
+            }
+        };
+        let refuse = |why: String| Err(Error::invalid(format!("upscaled size {size}"), why));
+        if size.width < own.width || size.height < own.height {
+            return refuse(format!("the clip itself is {own}, larger than that"));
+        }
+        if size.width > MAX_SIDE || size.height > MAX_SIDE {
+            return refuse(format!("expected at most {MAX_SIDE} each way"));
+        }
+        let wider = (own.width * size.height) as f64 / (own.height * size.width) as f64;
+        let lost = 1.0 - wider.min(1.0 / wider);
+        let sides = if wider > 1.0 { "left and right" } else { "top and bottom" };
+        let note = format!("{own} becomes {size}; {:.0} % is cut off at {sides}", 100.0 * lost);
+        Ok((size, (lost >= 0.005).then_some(note)))
+    }
+
+    /// What clips should be like for this size, if nobody says anything else.
+    #[must_use]
+    pub fn aspect(self) -> SizeChoice {
+        match self {
+            Self::To(Size { width, height }) if width > 0 && height > 0 => {
+                SizeChoice::Aspect(Aspect { width: width as f64, height: height as f64 })
+            }
+            _ => SizeChoice::Default,
+        }
+    }
 }
 
 /// How long the clip is to be.
@@ -127,6 +191,7 @@ fn nearest_frames(frames: f64, geometry: &Geometry) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::api::Direction;
 
     const GEOMETRY: Geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 128 };
 
@@ -140,6 +205,9 @@ mod tests {
             guidance: 3.0,
             max_sequence_length: 128,
             negative_prompt: String::new(),
+            window: 0,
+            overlap: 0,
+            direction: Direction::default(),
         }
     }
 
@@ -160,6 +228,20 @@ mod tests {
         let (width, height) = sized("16:9", 704, 480);
         assert!((width as f64 / height as f64 - 16.0 / 9.0).abs() < 0.1, "{width}x{height}");
         assert_eq!(sized("10:1", 64, 64).1, 32);
+    }
+
+    #[test]
+    fn upscaled_sizes() {
+        let spec = VideoSpec { width: 160, height: 96, frames: 9, fps: 8.0 };
+        let settled = |text: &str| text.parse::<Upscale>().and_then(|upscale| upscale.settle(&spec));
+        let (size, note) = settled("1920x1080").unwrap();
+        assert_eq!(size, Size { width: 1920, height: 1080 });
+        assert_eq!(note.as_deref(), Some("160x96 becomes 1920x1080; 6 % is cut off at top and bottom"));
+        assert_eq!(settled("2.5x").unwrap(), (Size { width: 400, height: 240 }, None));
+        assert_eq!(settled("640x384").unwrap().1, None);
+        for wrong in ["128x96", "160x80", "0x", "0.5x", "big", "999999x96", "x"] {
+            assert!(settled(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

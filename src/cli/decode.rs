@@ -69,6 +69,7 @@ fn lower(args: Args) -> Result<DecodeRequest, Error> {
         decode_timestep: args.decoding.decode_timestep,
         decode_noise_scale: args.decoding.decode_noise_scale,
         tiling: args.decoding.tiling(),
+        upscale: args.decoding.upscale,
         device: args.compute.device,
         dtype: args.compute.dtype,
         outputs: args.output.lower(),

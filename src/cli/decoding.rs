@@ -3,6 +3,7 @@
 use clap::Args;
 use sora::{
     Error,
+    app::shape::Upscale,
     models::api::{DecodeOptions, Tiling},
 };
 
@@ -10,6 +11,13 @@ use sora::{
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Decoding")]
 pub struct DecodingArgs {
+    /// Enlarge the frames (Lanczos) to a size or by a factor, e.g. 1920x1080 or 4x
+    ///
+    /// The picture covers the new size; what sticks out of another shape is cut off. Without --size or --aspect, the
+    /// clip itself is made in the nearest shape.
+    #[arg(long, value_name = "WxH|Nx", hide_short_help = true)]
+    pub upscale: Option<Upscale>,
+
     /// Timestep of decoders that take one (0..1)
     #[arg(long, value_name = "T", hide_short_help = true, allow_negative_numbers = true)]
     pub decode_timestep: Option<f64>,

@@ -5,12 +5,14 @@ use std::{io::Read, path::PathBuf};
 use sora::{
     Error,
     app::{
+        direction::{Camera, Directing},
         generate::{GenerateRequest, Job},
         outputs::Preview,
         shape::{Aspect, LengthChoice, SizeChoice},
     },
     device::DTypeChoice,
     models::source::ModelSource,
+    video::Size,
 };
 
 use super::{
@@ -49,6 +51,8 @@ pub struct Args {
     negative_prompt: Option<String>,
 
     #[command(flatten)]
+    direction: DirectionArgs,
+    #[command(flatten)]
     video: VideoArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -70,13 +74,28 @@ impl Args {
     }
 }
 
+/// Words that a model was trained on, or phrases for those that say nothing of it.
+#[derive(Debug, clap::Args)]
+struct DirectionArgs {
+    /// What the camera does, e.g. "slow zoom in" or "pan left until 3s then static"
+    ///
+    /// static, pan left|right, tilt up|down, zoom in|out, dolly in|out, truck left|right, crane up|down, orbit, follow,
+    /// shake; or what the model was trained on. In long clips a move is said to the windows that it falls into.
+    #[arg(long, value_name = "MOVES")]
+    camera: Option<Camera>,
+
+    /// How it looks, e.g. "black and white", animation, 3d, photo or sketch
+    #[arg(long, value_name = "STYLE")]
+    style: Option<String>,
+}
+
 /// Size and length.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Video")]
 struct VideoArgs {
     /// Width and height in pixels, e.g. 768x512
-    #[arg(short, long, value_name = "WxH", value_parser = size)]
-    size: Option<(usize, usize)>,
+    #[arg(short, long, value_name = "WxH")]
+    size: Option<Size>,
 
     /// Width in pixels
     #[arg(long, value_name = "PX", conflicts_with = "size", hide_short_help = true)]
@@ -178,17 +197,11 @@ struct LatentsArgs {
         value_name = "FILE",
         hide_short_help = true,
         conflicts_with_all = [
-            "prompt", "negative_prompt", "size", "width", "height", "aspect", "frames", "duration", "fps", "steps",
+            "prompt", "negative_prompt", "camera", "style", "size", "width", "height", "aspect", "frames", "duration", "fps", "steps",
             "guidance", "guidance_rescale", "seed", "num_videos", "timesteps", "max_sequence_length", "latents",
         ]
     )]
     resume: Option<PathBuf>,
-}
-
-fn size(text: &str) -> Result<(usize, usize), Error> {
-    text.split_once(['x', 'X', '×'])
-        .and_then(|(width, height)| Some((width.trim().parse().ok()?, height.trim().parse().ok()?)))
-        .ok_or_else(|| Error::invalid(format!("size `{text}`"), "expected WIDTHxHEIGHT, e.g. 768x512"))
 }
 
 fn seconds(text: &str) -> Result<f64, Error> {
@@ -240,6 +253,7 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         prompt,
         model,
         negative_prompt,
+        direction,
         video,
         sampling,
         decoding,
@@ -252,6 +266,7 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         Some(file) => GenerateRequest::resume(&file)?,
         None => GenerateRequest {
             prompt: prompt.unwrap_or_default(),
+            directing: Directing { camera: direction.camera, style: direction.style },
             negative_prompt,
             size: video.size(),
             length: video.length(),
@@ -271,6 +286,7 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         request.model = ModelSource::Folder(path);
     }
     decoding.apply(&mut request.decode);
+    request.upscale = decoding.upscale.or(request.upscale);
     request.device = compute.device;
     if compute.dtype != DTypeChoice::Auto {
         request.dtype = compute.dtype;
@@ -288,7 +304,9 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
 impl VideoArgs {
     fn size(&self) -> SizeChoice {
         match (self.size, self.aspect) {
-            (Some((width, height)), _) => SizeChoice::Sides { width: Some(width), height: Some(height) },
+            (Some(Size { width, height }), _) => {
+                SizeChoice::Sides { width: Some(width), height: Some(height) }
+            }
             (None, Some(aspect)) => SizeChoice::Aspect(aspect),
             (None, None) => SizeChoice::Sides { width: self.width, height: self.height },
         }

@@ -33,6 +33,7 @@ mod sheet;
 mod sink;
 mod still;
 mod target;
+mod upscale;
 mod y4m;
 
 use std::{
@@ -51,6 +52,7 @@ pub use resize::{cover, resize};
 pub use sheet::SheetBuilder;
 pub use sink::{TeeSink, open_sink};
 pub use target::{Format, Target};
+pub use upscale::UpscaleSink;
 
 /// The largest width or height of a picture or clip that is read.
 pub const MAX_SIDE: usize = 16_384;

@@ -1,6 +1,6 @@
 //! What every family of models gives to the pipeline. Nothing here knows a family's name.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::Tensor;
 
@@ -135,6 +135,30 @@ pub struct Defaults {
     /// Negative prompt.
     #[serde(default)]
     pub negative_prompt: String,
+    /// The most frames that are made in one go; longer clips are made window by window. `frames` if it is 0.
+    #[serde(default)]
+    pub window: usize,
+    /// Frames that a window shares with the one before it; a third of the window if it is 0.
+    #[serde(default)]
+    pub overlap: usize,
+    /// The words on camera and style that it was trained on.
+    #[serde(default)]
+    pub direction: Direction,
+}
+
+/// Words on camera and style that a model was trained on, and the phrase that stood in its captions for each. Empty
+/// tables mean that nothing is known.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Direction {
+    /// What the camera does: `pan left`, `static`, …
+    #[serde(default)]
+    pub camera: BTreeMap<String, String>,
+    /// How it looks: `black and white`, …
+    #[serde(default)]
+    pub style: BTreeMap<String, String>,
+    /// `slow` and `fast`, with `{}` for what the camera does.
+    #[serde(default)]
+    pub pace: BTreeMap<String, String>,
 }
 
 /// The prompt as the denoiser reads it.

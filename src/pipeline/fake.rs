@@ -11,9 +11,9 @@ use crate::{
     error::Result,
     event::{Event, Phase, Reporter},
     models::api::{
-        Activations, Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Defaults, Denoiser, Geometry,
-        LatentGrid, ModelInfo, Placement, ScheduleSpec, SigmaSource, TextEncoder, TextStates, Tiling,
-        Timestep, VideoDecoder, VideoEncoder, WeightBytes,
+        Activations, Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Defaults, Denoiser, Direction,
+        Geometry, LatentGrid, ModelInfo, Placement, ScheduleSpec, SigmaSource, TextEncoder, TextStates,
+        Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes,
     },
     video::VideoSpec,
 };
@@ -43,6 +43,9 @@ impl Fake {
                     guidance: 3.0,
                     max_sequence_length: 16,
                     negative_prompt: String::new(),
+                    window: 0,
+                    overlap: 0,
+                    direction: Direction::default(),
                 },
                 weight_bytes: WeightBytes::default(),
             },

@@ -42,6 +42,8 @@ fn sizes_and_lengths_off_the_grid() {
     usage(&["fox", "--size", "64x1"], &["invalid height 1", "pass --height"]);
     usage(&["fox", "--frames", "10"], &["invalid frame count 10", "k+1", "pass --frames 9 or --frames 1"]);
     usage(&["fox", "--frames", "0"], &["invalid frame count 0", "pass --frames 1"]);
+    usage(&["fox", "--upscale", "64x32"], &["invalid upscaled size 64x32", "larger than that"]);
+    usage(&["fox", "--upscale", "half"], &["invalid upscaled size `half`", "1920x1080 or 4x"]);
     usage(&["fox", "--size", "64"], &["invalid size `64`", "768x512"]);
     usage(&["fox", "--aspect", "16"], &["invalid aspect `16`", "16:9"]);
     usage(&["fox", "--duration", "soon"], &["invalid duration `soon`", "5s"]);

@@ -179,3 +179,21 @@ fn an_early_look_is_shown() {
     assert.stderr(contains("preview after step 1: out.mp4.preview.gif"));
     assert_eq!(bench.names(), ["model", "out.mp4", "out.mp4.preview.gif"]);
 }
+
+#[test]
+fn frames_can_be_enlarged() {
+    let bench = Bench::new();
+    let args = ["-o", "out.mp4", "--upscale", "160x120", "--json", "--save-latents", "l.safetensors"];
+    let assert = bench.generate(&args).assert().success().stderr(contains("is cut off at top and bottom"));
+    let clip = json_of(&assert.get_output().stdout);
+    assert_eq!(clip["recipe"]["upscale"], json!({ "width": 160, "height": 120 }));
+    assert_eq!((&clip["recipe"]["width"], &clip["recipe"]["height"]), (&64.into(), &64.into()));
+    let video = sora::media::read_clip(&bench.path("out.mp4")).expect("a clip");
+    assert_eq!((video.width(), video.height()), (160, 120));
+    // The latents remember the size; a flag overrides it.
+    bench.sora(&["decode", "l.safetensors", "-o", "again.mp4"]).assert().success();
+    let read = |name| fs::read(bench.path(name)).expect("the file is there");
+    assert!(read("out.mp4").len().abs_diff(read("again.mp4").len()) < 64);
+    let assert = bench.sora(&["decode", "l.safetensors", "-o", "-", "--upscale", "2x"]).assert().success();
+    assert!(assert.get_output().stdout.starts_with(b"YUV4MPEG2 W128 H128 "));
+}

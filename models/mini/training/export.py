@@ -12,7 +12,14 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
+from captions import CAMERA_WORDS
 from latent_rgb import latent_rgb
+
+# What `--camera` and `--style` say for this model: phrases of its captions.
+DIRECTION = {
+    "camera": {**{key.replace("_", " "): words[0] for key, words in CAMERA_WORDS.items()}, "dolly in": "dolly in", "dolly out": "dolly out"},
+    "style": {"3d": "3d render", "black and white": "black and white", "animation": "2d cartoon"},
+}
 
 
 def drop_path(file):
@@ -52,7 +59,7 @@ def main():
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "LTXVideoTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLLTXVideo"],
     }
-    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "max_sequence_length": 128, "latent_rgb": latent_rgb(args.work)}
+    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "max_sequence_length": 128, "direction": DIRECTION, "latent_rgb": latent_rgb(args.work)}
     for name, data in (("model_index.json", index), ("sora.json", sora)):
         with open(f"{out}/{name}", "w") as f:
             json.dump(data, f, indent=None if "latent_rgb" in data else 2)
