@@ -65,6 +65,13 @@ pub enum Event {
         /// After this many steps.
         step: u64,
     },
+    /// The latents of an unfinished render were saved: it can be gone on with from here.
+    Saved {
+        /// The latents file.
+        path: PathBuf,
+        /// Steps that are done.
+        step: u64,
+    },
     /// An output stands finished under its name.
     Written {
         /// The file or folder.

@@ -27,14 +27,16 @@ const ARROWS: [(&str, &[&str]); 11] = [
 ];
 
 /// A foreign crate and the only places under `src/` that may name it.
-const FOREIGN: [(&str, &[&str]); 8] = [
+const FOREIGN: [(&str, &[&str]); 10] = [
     ("anyhow", &["cli/"]),
     ("clap", &["cli/"]),
+    ("csv_core", &["app/batch/"]),
     ("ctrlc", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
     ("ffmpeg_next", &["media/", "error.rs"]),
     ("image", &["media/"]),
     ("hf_hub", &["hub/"]),
+    ("rusqlite", &["app/journal/"]),
     ("tokenizers", &["models/"]),
 ];
 

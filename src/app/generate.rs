@@ -1,6 +1,7 @@
 //! From a prompt to clips: everything is checked first, then each clip is rendered and written.
 
 use std::{
+    fs,
     hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
 };
@@ -15,7 +16,7 @@ use crate::{
         memory,
         outputs::{Files, Outputs},
         preview::Previewer,
-        recipe::{Recipe, slug},
+        recipe::{Recipe, RecipeFile, slug},
         rescue,
         shape::{self, LengthChoice, SizeChoice, Upscale},
         tally::Tally,
@@ -112,16 +113,43 @@ impl Default for GenerateRequest {
     }
 }
 
-/// What a stopped render left.
+/// What a stopped render left: after its last step, or before.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     latents: Tensor,
     steps_done: usize,
     drawn: Drawn,
     initial_latents: bool,
+    warnings: Vec<String>,
+}
+
+impl Stopped {
+    /// Reads what was saved of a render; nothing if it's some other latents file.
+    pub fn load(path: &Path) -> Result<Option<Self>> {
+        let file = latents::load(path)?;
+        Ok(file.origin.map(|Origin { recipe, drawn, steps_done, .. }| Self {
+            latents: file.tensor,
+            steps_done: steps_done.unwrap_or(recipe.steps),
+            drawn,
+            initial_latents: recipe.initial_latents,
+            // Those of the steps that are left are given again.
+            warnings: if steps_done.is_none() { recipe.warnings } else { Vec::new() },
+        }))
+    }
+
+    /// Steps that are done.
+    #[must_use]
+    pub fn steps_done(&self) -> usize {
+        self.steps_done
+    }
 }
 
 impl GenerateRequest {
+    /// The model that is asked for, opened from its headers.
+    pub fn open(&self) -> Result<Box<dyn Checkpoint>> {
+        registry::open(&self.model)
+    }
+
     /// The rest of a render that was stopped: its latents file says all but where the video goes.
     pub fn resume(path: &Path) -> Result<Self> {
         let file = latents::load(path)?;
@@ -136,8 +164,40 @@ impl GenerateRequest {
             let hint = format!("sora decode {}", rescue::shell_path(path));
             return Err(refuse("all steps of their render are done", hint));
         };
+        let stopped = Stopped {
+            latents: file.tensor,
+            steps_done,
+            drawn,
+            initial_latents: recipe.initial_latents,
+            warnings: Vec::new(),
+        };
+        let model = model.map_or(ModelSource::Embedded, ModelSource::Folder);
+        Ok(Self { stopped: Some(stopped), ..Self::again(recipe, model)? })
+    }
+
+    /// The render that left this recipe.
+    pub fn remake(file: RecipeFile) -> Result<Self> {
+        let RecipeFile { recipe, model_path, .. } = file;
+        let what = || format!("recipe of `{}`", recipe.model);
+        let model = match model_path {
+            Some(path) => ModelSource::Folder(path),
+            None if recipe.model == ModelSource::Embedded.name() => ModelSource::Embedded,
+            None => {
+                return Err(Error::invalid(what(), "it doesn't say where that model lies")
+                    .with_hint("pass --model, too"));
+            }
+        };
+        if recipe.initial_latents {
+            return Err(Error::invalid(what(), "the video began with a latents file, which it doesn't hold")
+                .with_hint("pass --latents, with prompt, size and length"));
+        }
+        Self::again(recipe, model)
+    }
+
+    /// All that a recipe says.
+    fn again(recipe: Recipe, model: ModelSource) -> Result<Self> {
         Ok(Self {
-            model: model.map_or(ModelSource::Embedded, ModelSource::Folder),
+            model,
             prompt: recipe.prompt,
             negative_prompt: Some(recipe.negative_prompt),
             size: SizeChoice::Sides { width: Some(recipe.spec.width), height: Some(recipe.spec.height) },
@@ -155,12 +215,6 @@ impl GenerateRequest {
                 tiling: recipe.tiling,
             },
             upscale: recipe.upscale.map(Upscale::To),
-            stopped: Some(Stopped {
-                latents: file.tensor,
-                steps_done,
-                drawn,
-                initial_latents: recipe.initial_latents,
-            }),
             dtype: recipe.dtype.parse()?,
             ..Self::default()
         })
@@ -187,6 +241,16 @@ impl<'a> Job<'a> {
     /// Checks all that can be checked before a weight is read: names, folders, the model's headers, the grid,
     /// the encoder's options, memory.
     pub fn prepare(request: &'a GenerateRequest, reporter: &'a dyn Reporter) -> Result<Self> {
+        Self::prepare_on(request, reporter, request.open()?)
+    }
+
+    /// [`Job::prepare`] on a checkpoint that [`GenerateRequest::open`] gave for this request, or for another with
+    /// the same model: one whose stages stay loaded, say.
+    pub fn prepare_on(
+        request: &'a GenerateRequest,
+        reporter: &'a dyn Reporter,
+        checkpoint: Box<dyn Checkpoint>,
+    ) -> Result<Self> {
         let tally = Tally::new(reporter);
         if request.clips == 0 {
             return Err(Error::invalid("number of videos 0", "expected at least 1"));
@@ -197,7 +261,6 @@ impl<'a> Job<'a> {
             request.outputs.files(index, request.clips, &name)
         });
         let files: Vec<Files> = files.collect::<Result<_>>()?;
-        let checkpoint = registry::open(&request.model)?;
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
         let (render, mut notes) = plan(request, checkpoint.as_ref(), &files[0].target, seed)?;
@@ -231,6 +294,12 @@ impl<'a> Job<'a> {
         let render =
             RenderRequest { seed: self.render.seed.wrapping_add(self.done as u64), ..self.render.clone() };
         let texts = match &self.texts {
+            // Nothing is left to denoise.
+            _ if render.start == render.steps => {
+                let stopped = self.request.stopped.iter();
+                stopped.flat_map(|stopped| &stopped.warnings).for_each(|warning| self.warn(warning.clone()));
+                Vec::new()
+            }
             Some(texts) => texts.clone(),
             None => {
                 let texts = self.renderer().encode(&render)?;
@@ -240,10 +309,9 @@ impl<'a> Job<'a> {
         };
         let denoised = self.denoise(&render, texts, &files)?;
         let mut origin = Origin {
-            model: self.model_path()?,
-            recipe: self.recipe(&render),
             drawn: denoised.drawn,
             steps_done: denoised.cancelled.then_some(denoised.finished_steps),
+            ..self.origin(&render)?
         };
         let latents = &denoised.latents;
         if denoised.cancelled {
@@ -254,9 +322,16 @@ impl<'a> Job<'a> {
             latents::save(path, latents, &origin)?;
             let _ = self.tally.emit(&Event::Written { path: path.clone() });
         }
+        let checkpoints = self.request.outputs.checkpoint_every.is_some();
+        if checkpoints && render.start < render.steps {
+            self.save(&files.rescue, latents, &origin)?;
+        }
         let written = clip::write(&self.renderer(), latents, &origin, &files, &self.request.outputs);
         let (path, health) =
             written.map_err(|error| rescue::keep(error, latents, &origin, &files, &self.request.outputs))?;
+        if checkpoints && files.rescue.exists() {
+            fs::remove_file(&files.rescue).map_err(Error::file("remove", &files.rescue))?;
+        }
         origin.recipe.warnings = self.tally.warnings();
         self.done += 1;
         Ok(Some(Clip {
@@ -281,7 +356,15 @@ impl<'a> Job<'a> {
         if previewer.is_none() && files.preview.is_some() {
             self.warn("this model has no map from latents to colours: there is no preview".into());
         }
-        let mut look = |step: &Step<'_>| {
+        let origin = self.origin(render)?;
+        let every = self.request.outputs.checkpoint_every;
+        let mut hook = |step: &Step<'_>| {
+            if step.done < step.total && every.is_some_and(|every| step.done.is_multiple_of(every.get())) {
+                let mut drawn = render.drawn_at_start();
+                drawn.global += step.draws;
+                let origin = Origin { drawn, steps_done: Some(step.done), ..origin.clone() };
+                self.save(&files.rescue, &step.latents()?, &origin)?;
+            }
             let Some(shown) = previewer.as_ref().filter(|_| step.done < step.total) else { return Ok(()) };
             match shown.show(&step.estimate()?) {
                 Ok(path) => {
@@ -295,7 +378,31 @@ impl<'a> Job<'a> {
             }
             Ok(())
         };
-        self.renderer().denoise(render, texts, &mut look)
+        self.renderer().denoise(render, texts, &mut hook)
+    }
+
+    /// Saves latents to go on from. A disk that can't take them is no reason to lose the clip.
+    fn save(&self, path: &Path, latents: &Tensor, origin: &Origin) -> Result<()> {
+        match latents::save(path, latents, origin) {
+            Ok(()) => {
+                let step = origin.steps_done.unwrap_or(origin.recipe.steps) as u64;
+                let _ = self.tally.emit(&Event::Saved { path: path.to_owned(), step });
+            }
+            Err(Error::File { action, path, source }) => {
+                self.note(format!("nothing is saved yet: can't {action} {}: {source}", path.display()));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn origin(&self, render: &RenderRequest) -> Result<Origin> {
+        Ok(Origin {
+            model: self.model_path()?,
+            recipe: self.recipe(render),
+            drawn: Drawn::default(),
+            steps_done: None,
+        })
     }
 
     fn recipe(&self, render: &RenderRequest) -> Recipe {

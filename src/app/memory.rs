@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 use crate::{
+    app::loaded::Keep,
     error::{Error, Result},
-    models::api::{Checkpoint, Placement, Tiling},
+    models::api::{Activations, Checkpoint, KeptBytes, Placement, Tiling, WeightBytes},
     video::VideoSpec,
 };
 
@@ -72,7 +73,7 @@ fn check_against(
     })
 }
 
-/// The hungriest stage, and its bytes. Stages are loaded one after another, never together.
+/// The hungriest stage, and its bytes. Stages are loaded one after another, never together unless they are kept.
 fn peak(
     checkpoint: &dyn Checkpoint,
     spec: &VideoSpec,
@@ -80,14 +81,39 @@ fn peak(
     tiling: &Tiling,
 ) -> (&'static str, u64) {
     let weights = checkpoint.info().weight_bytes;
-    let activations = checkpoint.activations(spec, place, tiling);
+    stages(weights, checkpoint.kept(), checkpoint.activations(spec, place, tiling))
+}
+
+fn stages(weights: WeightBytes, kept: KeptBytes, activations: Activations) -> (&'static str, u64) {
+    let KeptBytes { wanted, loaded } = kept;
+    let yet_to_load = (wanted.text + wanted.denoiser + wanted.video)
+        .saturating_sub(loaded.text + loaded.denoiser + loaded.video);
     let stages = [
-        ("reading the prompt", weights.text),
-        ("denoising", weights.denoiser.saturating_add(activations.denoise)),
-        ("decoding", weights.video.saturating_add(activations.decode)),
+        ("reading the prompt", weights.text.saturating_sub(wanted.text)),
+        ("denoising", weights.denoiser.saturating_sub(wanted.denoiser).saturating_add(activations.denoise)),
+        ("decoding", weights.video.saturating_sub(wanted.video).saturating_add(activations.decode)),
     ];
     let (stage, bytes) = stages.into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are three stages");
-    (stage, bytes.saturating_add(OWN))
+    (stage, bytes.saturating_add(yet_to_load).saturating_add(OWN))
+}
+
+/// The stages that this machine can keep in memory through many clips up to this one's size. The denoiser comes
+/// first, since each clip needs it; the text encoder last, since what it says of a prompt can be kept instead.
+#[must_use]
+pub fn keep(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Keep {
+    if !place.device.is_cpu() {
+        // A GPU isn't asked what it has; the text encoder is what fills it.
+        return Keep { text: false, ..Keep::ALL };
+    }
+    let Some(have) = available() else { return Keep::ALL };
+    let weights = checkpoint.info().weight_bytes;
+    let activations = checkpoint.activations(spec, place, tiling);
+    let fits = |keep: &Keep| {
+        let kept = KeptBytes { wanted: keep.of(weights), loaded: WeightBytes::default() };
+        stages(weights, kept, activations).1 <= have
+    };
+    let ways = [Keep::ALL, Keep { text: false, ..Keep::ALL }, Keep { denoiser: true, ..Keep::NONE }];
+    ways.into_iter().find(fits).unwrap_or(Keep::NONE)
 }
 
 /// Bytes that can be had without swapping: the least of what is free, what the control group leaves and what
@@ -168,6 +194,22 @@ fn field(text: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_counts_until_it_is_loaded() {
+        let weights = WeightBytes { text: 60, denoiser: 20, video: 10 };
+        let activations = Activations { denoise: 5, decode: 40 };
+        let need = |wanted, loaded| {
+            let (stage, bytes) = stages(weights, KeptBytes { wanted, loaded }, activations);
+            (stage, bytes - OWN)
+        };
+        let none = WeightBytes::default();
+        assert_eq!(need(none, none), ("reading the prompt", 60));
+        assert_eq!(need(weights, none), ("decoding", 130));
+        assert_eq!(need(weights, weights), ("decoding", 40));
+        let small = Keep { text: false, ..Keep::ALL }.of(weights);
+        assert_eq!(need(small, none), ("reading the prompt", 90));
+    }
 
     #[test]
     fn fields_are_found_by_name() {

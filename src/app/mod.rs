@@ -6,6 +6,7 @@ pub mod direction;
 pub mod generate;
 pub mod inspect;
 pub mod latents;
+pub mod loaded;
 pub mod memory;
 pub mod outputs;
 mod preview;

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +36,10 @@ pub struct Outputs {
     pub contact_sheet: Option<PathBuf>,
     /// Early looks.
     pub preview: Preview,
+    /// Where the latents of an unfinished clip go, instead of beside the video.
+    pub rescue: Option<PathBuf>,
+    /// After how many steps, each time, they are saved; nothing means only when the work is stopped.
+    pub checkpoint_every: Option<NonZeroUsize>,
 }
 
 /// The files of one clip.
@@ -87,7 +92,10 @@ impl Outputs {
             latents: self.save_latents.as_deref().map(number),
             contact_sheet: self.contact_sheet.as_deref().map(number).map(still).transpose()?,
             preview: preview.as_deref().map(look).transpose()?,
-            rescue: beside("latents.safetensors"),
+            rescue: match &self.rescue {
+                Some(path) => number(path),
+                None => beside("latents.safetensors"),
+            },
             target,
         };
         Ok(files)

@@ -1,8 +1,12 @@
 //! What a clip was made from: written into the clip, into latents files and into `--json`.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    error::{Error, Result},
+    media,
     models::api::{ModelInfo, Tiling},
     video::{Size, VideoSpec},
 };
@@ -100,6 +104,41 @@ impl Recipe {
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a recipe has string keys and finite numbers only")
+    }
+}
+
+/// A recipe in a file of its own, beside the clip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RecipeFile {
+    /// What the clip was made from.
+    #[serde(flatten)]
+    pub recipe: Recipe,
+    /// Where the model lies; nothing means the embedded one, or that nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_path: Option<PathBuf>,
+    /// The job of a batch that it comes from, by the hash of all that determines it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// SHA-256 of the clip, or of the names and contents of its frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sha256: Option<String>,
+}
+
+impl RecipeFile {
+    /// Reads the recipe in a `.json` file or in a video's `comment` tag.
+    pub fn read(path: &Path) -> Result<Self> {
+        let json = if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
+            std::fs::read_to_string(path).map_err(Error::file("read", path))?
+        } else {
+            media::read_comment(path)?.ok_or_else(|| {
+                Error::invalid(format!("video `{}`", path.display()), "it has no `comment` tag")
+                    .with_hint("give a video that sora wrote, or the .json file beside it")
+            })?
+        };
+        serde_json::from_str(&json).map_err(|e| {
+            Error::invalid(format!("recipe `{}`", path.display()), e.to_string())
+                .with_hint("give a video that sora wrote, or the .json file beside it")
+        })
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn keep(
     outputs: &Outputs,
 ) -> Error {
     let kept = match &files.latents {
-        Some(path) if origin.steps_done.is_none() => Some(path.clone()),
+        Some(path) if origin.steps_done.is_none() && path.exists() => Some(path.clone()),
         _ => save_somewhere(latents, origin, &files.rescue),
     };
     let Some(saved) = kept else { return error };

@@ -1,6 +1,6 @@
 //! `sora gen`: from a prompt to a video.
 
-use std::{io::Read, path::PathBuf};
+use std::{io::Read, num::NonZeroUsize, path::PathBuf};
 
 use sora::{
     Error,
@@ -8,6 +8,7 @@ use sora::{
         direction::{Camera, Directing},
         generate::{GenerateRequest, Job},
         outputs::Preview,
+        recipe::RecipeFile,
         shape::{Aspect, LengthChoice, SizeChoice},
     },
     device::DTypeChoice,
@@ -28,7 +29,8 @@ Examples:
 const MORE_EXAMPLES: &str = "\
   sora gen \"a monster dances\" -o take.mp4 --num-videos 4 --contact-sheet sheet.png
   sora gen \"a lighthouse at night\" --model ./ltx-video --size 704x480 --frames 97 --dtype bf16
-  sora gen --resume out.mp4.latents.safetensors -o out.mp4";
+  sora gen --resume out.mp4.latents.safetensors -o out.mp4
+  sora gen --recipe out.mp4 -o again.mp4";
 
 /// Make a video from words
 #[derive(Debug, clap::Args)]
@@ -39,7 +41,7 @@ const MORE_EXAMPLES: &str = "\
 )]
 pub struct Args {
     /// What to show; `-` reads it from stdin
-    #[arg(required_unless_present = "resume")]
+    #[arg(required_unless_present_any = ["resume", "recipe"])]
     prompt: Option<String>,
 
     /// Model: a folder or a file [default: the one that is built in]
@@ -191,18 +193,47 @@ struct LatentsArgs {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     latents: Option<PathBuf>,
 
+    /// Save the latents each time N steps are done, beside the video, for --resume after a crash
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    checkpoint_every: Option<NonZeroUsize>,
+
+    /// Make a video again: the .json file beside it, or a video that sora wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED)]
+    recipe: Option<PathBuf>,
+
     /// Go on with a render that Ctrl-C stopped
     #[arg(
         long,
         value_name = "FILE",
         hide_short_help = true,
-        conflicts_with_all = [
-            "prompt", "negative_prompt", "camera", "style", "size", "width", "height", "aspect", "frames", "duration", "fps", "steps",
-            "guidance", "guidance_rescale", "seed", "num_videos", "timesteps", "max_sequence_length", "latents",
-        ]
+        conflicts_with_all = DECIDED,
+        conflicts_with = "recipe",
     )]
     resume: Option<PathBuf>,
 }
+
+/// What a saved render has decided.
+const DECIDED: &[&str] = &[
+    "prompt",
+    "negative_prompt",
+    "size",
+    "width",
+    "height",
+    "aspect",
+    "camera",
+    "style",
+    "frames",
+    "duration",
+    "fps",
+    "steps",
+    "guidance",
+    "guidance_rescale",
+    "seed",
+    "num_videos",
+    "timesteps",
+    "max_sequence_length",
+    "latents",
+];
 
 fn seconds(text: &str) -> Result<f64, Error> {
     let text = text.trim();
@@ -262,9 +293,15 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         compute,
         report: _,
     } = args;
-    let mut request = match latents.resume {
-        Some(file) => GenerateRequest::resume(&file)?,
-        None => GenerateRequest {
+    let mut request = match (latents.resume, latents.recipe) {
+        (Some(file), _) => GenerateRequest::resume(&file)?,
+        (None, Some(file)) => {
+            let mut recipe = RecipeFile::read(&file)?;
+            // A model that is named now counts instead of the recipe's, which may lie elsewhere.
+            recipe.model_path = model.clone().or(recipe.model_path);
+            GenerateRequest::remake(recipe)?
+        }
+        (None, None) => GenerateRequest {
             prompt: prompt.unwrap_or_default(),
             directing: Directing { camera: direction.camera, style: direction.style },
             negative_prompt,
@@ -293,6 +330,7 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
     }
     request.outputs = output.lower();
     request.outputs.save_latents = latents.save_latents;
+    request.outputs.checkpoint_every = latents.checkpoint_every;
     request.outputs.preview = match latents.preview {
         None => Preview::Off,
         Some(file) if file.is_empty() => Preview::Beside,

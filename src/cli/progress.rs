@@ -58,6 +58,7 @@ fn spoken(event: &Event) -> Option<String> {
     Some(match event {
         Event::Warning { message } => message::line(Head::Warning, message),
         Event::Note { message } => message::line(Head::Note, message),
+        Event::Saved { path, step } => format!("saved after step {step}: {}", path.display()),
         Event::Preview { path, step } => format!("preview after step {step}: {}", path.display()),
         _ => return None,
     })

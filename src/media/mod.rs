@@ -47,7 +47,7 @@ use crate::error::{Error, Result};
 pub use codec::Codec;
 pub use options::EncodeOptions;
 pub use picture::read_image;
-pub use read::{Clip, read_clip};
+pub use read::{Clip, read_clip, read_comment};
 pub use resize::{cover, resize};
 pub use sheet::SheetBuilder;
 pub use sink::{TeeSink, open_sink};

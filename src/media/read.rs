@@ -28,6 +28,14 @@ pub fn read_clip(path: &Path) -> Result<Clip> {
     Clip::open(path)
 }
 
+/// The text of a video's `comment` tag, which holds the recipe of our own videos; nothing if it has none.
+pub fn read_comment(path: &Path) -> Result<Option<String>> {
+    let clip = Clip::open(path)?;
+    let tags = clip.input.metadata();
+    let found = tags.iter().find(|(key, _)| key.eq_ignore_ascii_case("comment"));
+    Ok(found.map(|(_, value)| value.to_owned()))
+}
+
 /// A clip that is being decoded; an iterator of frames.
 pub struct Clip {
     path: PathBuf,

@@ -173,7 +173,7 @@ pub struct TextStates {
 }
 
 /// Prompt → [`TextStates`].
-pub trait TextEncoder {
+pub trait TextEncoder: Send {
     /// Encodes one prompt, padded or cut to `max_length` tokens (the end token included).
     fn encode(&mut self, prompt: &str, max_length: usize) -> Result<TextStates>;
 }
@@ -199,7 +199,7 @@ pub enum Timestep {
 }
 
 /// Predicts the flow-matching velocity (noise − data) of a latent video.
-pub trait Denoiser {
+pub trait Denoiser: Send {
     /// Lays latents `[1, C, F, H, W]` out as this model's tokens `[1, L, D]`.
     fn pack(&self, latents: &Tensor) -> Result<Tensor>;
     /// The inverse of [`Denoiser::pack`].
@@ -245,7 +245,7 @@ pub trait DecodeNoise {
 }
 
 /// Latents → pictures.
-pub trait VideoDecoder {
+pub trait VideoDecoder: Send {
     /// Decodes latents `[1, C, F, H, W]` (as the denoiser leaves them: normalised), f32.
     ///
     /// Calls `emit` with pictures `[3, f, H, W]`, f32, −1..1 (not clamped), in order, a few frames at a time.
@@ -259,7 +259,7 @@ pub trait VideoDecoder {
 }
 
 /// Pictures → latents.
-pub trait VideoEncoder {
+pub trait VideoEncoder: Send {
     /// Encodes `[1, 3, F, H, W]`, f32, −1..1, into normalised latents `[1, C, f, h, w]`, f32 (the mode of the posterior).
     fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor>;
 }
@@ -311,6 +311,15 @@ pub struct WeightBytes {
     pub video: u64,
 }
 
+/// Weights that stay in memory between the stages of a render.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeptBytes {
+    /// Those that stay once they are loaded.
+    pub wanted: WeightBytes,
+    /// Those of them that are in memory now.
+    pub loaded: WeightBytes,
+}
+
 /// Peak bytes that a stage needs beside its weights, by the family's own reckoning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Activations {
@@ -322,7 +331,8 @@ pub struct Activations {
 
 /// An opened checkpoint: everything read from headers, no weight loaded yet.
 ///
-/// Each `…` call loads one stage; dropping what it returns frees it.
+/// Each `…` call loads one stage; dropping what it returns frees it. `app::loaded` wraps a checkpoint and its stages:
+/// a method added here or to a stage is to be passed on there.
 pub trait Checkpoint: Send + Sync {
     /// What it is.
     fn info(&self) -> &ModelInfo;
@@ -341,6 +351,10 @@ pub trait Checkpoint: Send + Sync {
     fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>>;
     /// Reckons the peak memory of a clip from shapes alone.
     fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations;
+    /// What stays in memory between stages: nothing, unless somebody keeps it.
+    fn kept(&self) -> KeptBytes {
+        KeptBytes::default()
+    }
 }
 
 #[cfg(test)]

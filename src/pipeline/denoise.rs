@@ -39,6 +39,8 @@ pub struct Step<'a> {
     pub done: usize,
     /// Steps in all.
     pub total: usize,
+    /// Draws that this run's steps have taken from the global generator.
+    pub draws: usize,
     model: &'a dyn Denoiser,
     grid: LatentGrid,
     span: &'a Span,
@@ -109,6 +111,7 @@ pub fn denoise(
         hook(&Step {
             done: finished_steps,
             total,
+            draws: if plan.schedule.stochastic { finished_steps - plan.start } else { 0 },
             model,
             grid: clip.grid,
             span: &span,

@@ -113,6 +113,7 @@ impl Denoiser for Towards {
     }
 
     fn begin(&mut self, clip: &ClipContext) -> Result<()> {
+        self.data.clear();
         for text in &clip.texts {
             self.data.push(f64::from(text.states.flatten_all()?.to_vec1::<f32>()?[0]));
         }

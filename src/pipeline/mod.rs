@@ -12,4 +12,4 @@ pub mod sigmas;
 pub mod solver;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;

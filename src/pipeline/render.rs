@@ -46,10 +46,19 @@ pub struct RenderRequest {
     pub decode: DecodeOptions,
     /// `[1, C, F, H, W]`: used instead of drawn noise.
     pub latents: Option<Tensor>,
-    /// Step to begin with: 0, or the finished steps of a stopped render that left `latents`.
+    /// Step to begin with: 0, or the finished steps of a stopped render that left `latents`. If all are finished,
+    /// no denoiser is loaded.
     pub start: usize,
     /// What had been drawn from the seed when `latents` were left; nothing for latents of another origin.
     pub drawn: Drawn,
+}
+
+impl RenderRequest {
+    /// What has been drawn from the seed when the first step begins.
+    #[must_use]
+    pub fn drawn_at_start(&self) -> Drawn {
+        if self.latents.is_some() { self.drawn } else { Drawn { clip: 1, ..Drawn::default() } }
+    }
 }
 
 /// What the denoise loop leaves, and how to go on from it.
@@ -101,8 +110,8 @@ impl Renderer<'_> {
             return Ok(());
         };
         self.check_latents(latents, &request.spec)?;
-        if request.start >= steps {
-            let why = format!("expected less than the {steps} steps of the render");
+        if request.start > steps {
+            let why = format!("expected at most the {steps} steps of the render");
             return Err(Error::invalid(format!("start at step {}", request.start), why));
         }
         Ok(())
@@ -148,15 +157,17 @@ impl Renderer<'_> {
         let geometry = self.checkpoint.info().geometry;
         let shape = geometry.latent_shape(&request.spec);
         let schedule = self.schedule(request)?;
-        let mut drawn = if request.latents.is_some() { request.drawn } else { Drawn::default() };
-        let mut noise = Noise::after(request.seed, drawn, &shape)?;
+        let mut drawn = request.drawn_at_start();
+        let start = if request.latents.is_some() { request.drawn } else { Drawn::default() };
+        let mut noise = Noise::after(request.seed, start, &shape)?;
         let initial = match &request.latents {
             Some(latents) => latents.to_dtype(DType::F32)?,
-            None => {
-                drawn.clip += 1;
-                noise.clip.randn(&shape)?
-            }
+            None => noise.clip.randn(&shape)?,
         };
+        let steps = schedule.steps();
+        if request.start == steps {
+            return Ok(Denoised { latents: initial, finished_steps: steps, steps, cancelled: false, drawn });
+        }
         let mut model = self.load(|| self.checkpoint.denoiser(&self.place))?;
         let clip = ClipContext { grid: geometry.grid(&request.spec), fps: request.spec.fps, texts };
         let plan = Plan { schedule: &schedule, guidance: guidance(request), start: request.start };
@@ -171,13 +182,7 @@ impl Renderer<'_> {
         {
             return Err(error);
         }
-        Ok(Denoised {
-            latents,
-            finished_steps: done.finished_steps,
-            steps: schedule.steps(),
-            cancelled: done.cancelled,
-            drawn,
-        })
+        Ok(Denoised { latents, finished_steps: done.finished_steps, steps, cancelled: done.cancelled, drawn })
     }
 
     /// Decodes latents `[1, C, F, H, W]`, as [`Renderer::denoise`] leaves them, and pushes the frames into `sink`.

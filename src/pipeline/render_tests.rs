@@ -79,10 +79,21 @@ fn refuses_before_anything_is_loaded() {
         wrong,
         "invalid latents of shape [1, 2, 2, 4, 4]: expected [1, 2, 2, 6, 4] for 5 frames of 32x48"
     );
-    let finished = refusal(|r| (r.latents, r.start) = (latents(&[1, 2, 2, 6, 4]), 3)).0;
-    assert!(finished.contains("less than the 3 steps"), "{finished}");
+    let finished = refusal(|r| (r.latents, r.start) = (latents(&[1, 2, 2, 6, 4]), 4)).0;
+    assert!(finished.contains("at most the 3 steps"), "{finished}");
     let fake = Fake::new(json!({}));
     renderer(&fake, &Silent).check(&request()).expect("a good request");
+    assert_eq!(fake.most_alive.into_inner(), 0);
+}
+
+#[test]
+fn what_is_denoised_already_needs_no_denoiser() {
+    let fake = Fake::new(json!({}));
+    let latents = Tensor::ones(&[1, 2, 2, 6, 4], DType::F32, &Device::Cpu).expect("ones");
+    let request = RenderRequest { latents: Some(latents.clone()), start: 3, ..request() };
+    let done = renderer(&fake, &Silent).denoise(&request, Vec::new(), &mut |_| Ok(())).expect("the latents");
+    assert_eq!((done.finished_steps, done.steps, done.cancelled), (3, 3, false));
+    assert_eq!(values(&done.latents), values(&latents));
     assert_eq!(fake.most_alive.into_inner(), 0);
 }
 

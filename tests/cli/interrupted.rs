@@ -81,3 +81,36 @@ fn a_full_disk_loses_no_latents() {
     let later = bench.sora(&["decode", latents, "-o", "-"]).assert().success().get_output().stdout.clone();
     assert!(later == bench.frames(&[]), "the decoded clip is another one");
 }
+
+#[test]
+fn what_a_killed_render_saved_is_gone_on_with() {
+    let bench = Bench::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sora"))
+        .current_dir(bench.path(""))
+        .args(["gen", "a red fox", "-o", "out.y4m", "--progress", "json", "--checkpoint-every", "3"])
+        .args(LONG)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let told = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let saved =
+        told.map(|line| line.expect("a line of text")).find(|line| line.contains(r#""event":"saved""#));
+    let saved = saved.expect("an event of the latents");
+    assert!(saved.ends_with(r#""path":"out.y4m.latents.safetensors","step":3}"#), "{saved}");
+    child.kill().expect("the program can be killed");
+    child.wait().expect("the program ends");
+    let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-", "--progress", "json"];
+    let resumed = bench.sora(&resume).assert().success().get_output().clone();
+    let told = String::from_utf8(resumed.stderr).expect("stderr is text");
+    assert!(!told.contains(r#""phase":"denoise","done":1,"#), "it began anew: {told}");
+    let mut whole = bench.sora(&["gen", "a red fox", "-o", "-"]);
+    assert!(resumed.stdout == whole.args(LONG).assert().success().get_output().stdout);
+}
+
+#[test]
+fn saved_latents_go_when_the_video_is_there() {
+    let bench = Bench::new();
+    bench.generate(&["-o", "out.mp4", "--checkpoint-every", "1"]).assert().success();
+    assert_eq!(bench.names(), ["out.mp4"]);
+}

@@ -197,3 +197,17 @@ fn frames_can_be_enlarged() {
     let assert = bench.sora(&["decode", "l.safetensors", "-o", "-", "--upscale", "2x"]).assert().success();
     assert!(assert.get_output().stdout.starts_with(b"YUV4MPEG2 W128 H128 "));
 }
+
+#[test]
+fn a_video_can_be_made_again_from_its_recipe() {
+    let bench = Bench::new();
+    bench.generate(&["-o", "out.webm"]).assert().success();
+    let again =
+        bench.sora(&["gen", "--recipe", "out.webm", "-o", "-"]).assert().success().get_output().clone();
+    assert!(again.stdout == bench.frames(&[]), "the video is another one");
+    bench.generate(&["-o", "bare.y4m"]).assert().success();
+    let refused = bench.refused(&["gen", "--recipe", "bare.y4m", "-o", "-"], 2);
+    assert!(refused.contains("it has no `comment` tag") && refused.contains("hint: "), "{refused}");
+    let refused = bench.refused(&["gen", "--recipe", "out.webm", "--seed", "3"], 2);
+    assert!(refused.contains("cannot be used with"), "{refused}");
+}
