@@ -153,6 +153,36 @@ pub enum Error {
         /// What would fit.
         hint: String,
     },
+    /// The hub refused, couldn't be reached, or doesn't have it.
+    #[error("can't get {what}: {why}")]
+    Hub {
+        /// The model or file.
+        what: String,
+        /// The reason.
+        why: String,
+        /// The way out.
+        hint: String,
+    },
+    /// A download whose bytes were wrong, again and again.
+    #[error("{file} came with wrong bytes: their hash is {found} (expected {expected})")]
+    WrongBytes {
+        /// The file.
+        file: String,
+        /// The hash of what came.
+        found: String,
+        /// The hash it should have.
+        expected: String,
+    },
+    /// A download that the disk has no room for.
+    #[error("the disk of {path} has {have_mib} MiB free, the download needs {need_mib} MiB")]
+    DiskFull {
+        /// The folder.
+        path: PathBuf,
+        /// What is needed.
+        need_mib: u64,
+        /// What is there.
+        have_mib: u64,
+    },
     /// FFmpeg refused.
     #[error("can't {action} {path}: {source}")]
     Ffmpeg {
@@ -216,6 +246,8 @@ pub enum ErrorKind {
     Resources,
     /// The model gave something that is no video.
     BadOutput,
+    /// A hub refused, couldn't be reached, or sent wrong bytes.
+    Hub,
     /// Ctrl-C.
     Cancelled,
     /// A defect of this program.
@@ -267,7 +299,8 @@ impl Error {
             | Self::NotFiniteTensor { .. }
             | Self::TensorDtype { .. }
             | Self::Tokenizer { .. } => ErrorKind::Model,
-            Self::File { .. } | Self::Ffmpeg { .. } => ErrorKind::Io,
+            Self::File { .. } | Self::Ffmpeg { .. } | Self::DiskFull { .. } => ErrorKind::Io,
+            Self::Hub { .. } | Self::WrongBytes { .. } => ErrorKind::Hub,
             Self::Device { .. } | Self::OutOfMemory { .. } => ErrorKind::Resources,
             Self::BadOutput { .. } => ErrorKind::BadOutput,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
@@ -297,6 +330,13 @@ impl Error {
                 io::ErrorKind::StorageFull => Some("free some space, or write to another disk".into()),
                 _ => None,
             },
+            Self::Hub { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
+            Self::WrongBytes { .. } => {
+                Some("something between here and the hub changes files; try another network".into())
+            }
+            Self::DiskFull { .. } => Some(
+                "free some space (`sora models list` and `rm`), or set HF_HUB_CACHE to another disk".into(),
+            ),
             Self::UnknownPipeline { .. } => Some("point --model at a text-to-video pipeline folder".into()),
             Self::Damaged { .. } | Self::MissingTensor { .. } | Self::NotFiniteTensor { .. } => {
                 Some("fetch or copy the file again".into())

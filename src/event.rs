@@ -7,6 +7,10 @@ use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Phase {
+    /// Fetching a model's files; one unit is one byte.
+    Download,
+    /// Hashing a model's files; one unit is one byte.
+    Verify,
     /// Reading weights.
     Load,
     /// The prompt goes through the text encoder.

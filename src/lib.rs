@@ -7,6 +7,7 @@ pub mod app;
 pub mod device;
 pub mod error;
 pub mod event;
+pub mod hub;
 pub mod media;
 pub mod models;
 pub mod nn;
