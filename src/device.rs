@@ -74,6 +74,12 @@ fn cuda_driver() -> Result<(), String> {
     }
 }
 
+/// Whether this machine has a driver for NVIDIA cards, whatever this program was built with.
+#[must_use]
+pub fn has_nvidia_driver() -> bool {
+    cuda_driver().is_ok()
+}
+
 fn cuda(ordinal: usize) -> Result<Device> {
     let refuse =
         |why: String, hint: &str| Error::Device { device: format!("cuda:{ordinal}"), why, hint: hint.into() };

@@ -153,6 +153,12 @@ pub enum Error {
         /// What would fit.
         hint: String,
     },
+    /// Something that every render needs doesn't work.
+    #[error("this machine isn't fit to make videos: {broken} doesn't work")]
+    Unfit {
+        /// The names of what is broken.
+        broken: String,
+    },
     /// The hub refused, couldn't be reached, or doesn't have it.
     #[error("can't get {what}: {why}")]
     Hub {
@@ -301,7 +307,7 @@ impl Error {
             | Self::Tokenizer { .. } => ErrorKind::Model,
             Self::File { .. } | Self::Ffmpeg { .. } | Self::DiskFull { .. } => ErrorKind::Io,
             Self::Hub { .. } | Self::WrongBytes { .. } => ErrorKind::Hub,
-            Self::Device { .. } | Self::OutOfMemory { .. } => ErrorKind::Resources,
+            Self::Device { .. } | Self::OutOfMemory { .. } | Self::Unfit { .. } => ErrorKind::Resources,
             Self::BadOutput { .. } => ErrorKind::BadOutput,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Unfinished { source, .. } => source.kind(),
@@ -330,6 +336,7 @@ impl Error {
                 io::ErrorKind::StorageFull => Some("free some space, or write to another disk".into()),
                 _ => None,
             },
+            Self::Unfit { .. } => Some("`sora doctor` says how to fix it".into()),
             Self::Hub { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::WrongBytes { .. } => {
                 Some("something between here and the hub changes files; try another network".into())

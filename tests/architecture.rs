@@ -23,7 +23,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("media", &[]),
     ("hub", &[]),
     ("pipeline", &["models::api", "models::registry"]),
-    ("app", &["hub", "media", "models::api", "models::registry", "models::source", "pipeline"]),
+    (
+        "app",
+        &["hub", "media", "models::api", "models::catalog", "models::registry", "models::source", "pipeline"],
+    ),
     ("lib", &[]),
 ];
 

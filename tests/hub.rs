@@ -1,6 +1,8 @@
 //! Downloads from a hub that runs in this process: what goes wrong on the way, and what never may.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "hub/commands.rs"]
+mod commands;
 #[path = "hub/downloads.rs"]
 mod downloads;
 #[path = "hub/hostile.rs"]

@@ -28,19 +28,28 @@ pub struct ComputeArgs {
 impl ComputeArgs {
     /// Sets how many threads all arithmetic uses. Must run before anything computes.
     pub fn start_threads(&self) -> anyhow::Result<()> {
-        let threads = match self.threads {
-            Some(n) => n.get(),
-            None => {
-                let allowed = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-                // One per physical core, or what RAYON_NUM_THREADS says; never more than a container may use.
-                candle_core::utils::get_num_threads().min(allowed)
-            }
-        };
-        // SAFETY: `main` has started no thread yet that could read the environment at the same time.
-        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build_global()
-            .context("the thread pool was started twice")
+        start(self.threads)
     }
+
+    /// As many threads as nobody asked for.
+    pub fn default_threads() -> anyhow::Result<()> {
+        start(None)
+    }
+}
+
+fn start(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    let threads = match threads {
+        Some(n) => n.get(),
+        None => {
+            let allowed = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+            // One per physical core, or what RAYON_NUM_THREADS says; never more than a container may use.
+            candle_core::utils::get_num_threads().min(allowed)
+        }
+    };
+    // SAFETY: `main` has started no thread yet that could read the environment at the same time.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("the thread pool was started twice")
 }

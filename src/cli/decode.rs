@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use sora::{
-    Error,
-    app::decode::{DecodeRequest, decode},
+    app::{
+        decode::{DecodeRequest, decode},
+        locate::locate,
+    },
     models::source::ModelSource,
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, outcome, output::OutputArgs, progress,
+    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, outcome, output::OutputArgs, progress,
     reporting::ReportArgs,
 };
 
@@ -23,9 +25,9 @@ pub struct Args {
     /// Latents: safetensors, key `latents`, [1, C, F, H, W]
     latents: PathBuf,
 
-    /// Model: a folder or a file [default: the one the latents name, else the one that is built in]
-    #[arg(short, long, value_name = "PATH")]
-    model: Option<PathBuf>,
+    /// Model, as for `sora gen` [default: the one the latents name, else the one that is built in]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
 
     /// Frames a second [default: as the latents say, else the model's own]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
@@ -42,6 +44,8 @@ pub struct Args {
     #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]
+    hub: HubArgs,
+    #[command(flatten)]
     report: ReportArgs,
 }
 
@@ -51,19 +55,21 @@ impl Args {
     }
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(mut args: Args) -> anyhow::Result<()> {
     args.compute.start_threads()?;
     super::interrupt::watch()?;
     let report = args.report.clone();
-    let request = lower(args)?;
-    let clip = decode(&request, progress::reporter(&report).as_ref())?;
+    let reporter = progress::reporter(&report);
+    let model =
+        args.model.take().map(|name| locate(&name, &args.hub.open(), reporter.as_ref())).transpose()?;
+    let clip = decode(&lower(args, model), reporter.as_ref())?;
     outcome::print(&clip, &report)?;
     Ok(clip.verdict()?)
 }
 
-fn lower(args: Args) -> Result<DecodeRequest, Error> {
-    Ok(DecodeRequest {
-        model: args.model.map(ModelSource::Folder),
+fn lower(args: Args, model: Option<ModelSource>) -> DecodeRequest {
+    DecodeRequest {
+        model,
         fps: args.fps,
         seed: args.seed,
         decode_timestep: args.decoding.decode_timestep,
@@ -74,5 +80,5 @@ fn lower(args: Args) -> Result<DecodeRequest, Error> {
         dtype: args.compute.dtype,
         outputs: args.output.lower(),
         latents: args.latents,
-    })
+    }
 }

@@ -12,12 +12,13 @@ pub enum Exit {
     Io = 4,
     Resources = 5,
     BadOutput = 6,
+    Hub = 7,
     Internal = 70,
     Cancelled = 130,
 }
 
 /// What `--help` and the man page say about each code.
-pub const TABLE: [(Exit, &str); 8] = [
+pub const TABLE: [(Exit, &str); 9] = [
     (Exit::Ok, "done"),
     (Exit::Usage, "the command line asks for something that can't be"),
     (Exit::Model, "a model's files are missing, damaged or of another kind"),
@@ -27,6 +28,7 @@ pub const TABLE: [(Exit, &str); 8] = [
         Exit::BadOutput,
         "the video was written, but it is no picture of anything (NaN, one colour, frozen noise)",
     ),
+    (Exit::Hub, "a model couldn't be downloaded: no connection, no such model, no leave, wrong bytes"),
     (Exit::Internal, "a defect of this program"),
     (Exit::Cancelled, "stopped by Ctrl-C"),
 ];
@@ -44,6 +46,7 @@ impl From<ErrorKind> for Exit {
             ErrorKind::Io => Self::Io,
             ErrorKind::Resources => Self::Resources,
             ErrorKind::BadOutput => Self::BadOutput,
+            ErrorKind::Hub => Self::Hub,
             ErrorKind::Cancelled => Self::Cancelled,
             _ => Self::Internal,
         }

@@ -7,6 +7,7 @@ use sora::{
     app::{
         direction::{Camera, Directing},
         generate::{GenerateRequest, Job},
+        locate::locate,
         outputs::Preview,
         recipe::RecipeFile,
         shape::{Aspect, LengthChoice, SizeChoice},
@@ -17,7 +18,8 @@ use sora::{
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, output::OutputArgs, progress, reporting::ReportArgs,
+    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, output::OutputArgs, progress,
+    reporting::ReportArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -44,9 +46,12 @@ pub struct Args {
     #[arg(required_unless_present_any = ["resume", "recipe"])]
     prompt: Option<String>,
 
-    /// Model: a folder or a file [default: the one that is built in]
-    #[arg(short, long, value_name = "PATH")]
-    model: Option<PathBuf>,
+    /// Model: a path, OWNER/NAME of the hub or a known name [default: the one that is built in]
+    ///
+    /// A folder or file; OWNER/NAME[@REVISION] or OWNER/NAME/FILE of the hub, which is downloaded if it isn't in the
+    /// cache; or a name from `sora models list`. What lies at a path of that name always wins.
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
 
     /// What to keep away from
     #[arg(short, long, value_name = "TEXT")]
@@ -66,6 +71,8 @@ pub struct Args {
     latents: LatentsArgs,
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    hub: HubArgs,
     #[command(flatten)]
     report: ReportArgs,
 }
@@ -262,8 +269,10 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     args.compute.start_threads()?;
     super::interrupt::watch()?;
     let report = args.report.clone();
-    let request = lower(args)?;
     let reporter = progress::reporter(&report);
+    let model =
+        args.model.take().map(|name| locate(&name, &args.hub.open(), reporter.as_ref())).transpose()?;
+    let request = lower(args, model)?;
     let mut job = Job::prepare(&request, reporter.as_ref())?;
     let mut verdict = Ok(());
     while let Some(outcome) = job.next_clip()? {
@@ -279,10 +288,10 @@ fn prompt_from_stdin() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn lower(args: Args) -> Result<GenerateRequest, Error> {
+fn lower(args: Args, model: Option<ModelSource>) -> Result<GenerateRequest, Error> {
     let Args {
         prompt,
-        model,
+        model: _,
         negative_prompt,
         direction,
         video,
@@ -291,6 +300,7 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
         output,
         latents,
         compute,
+        hub: _,
         report: _,
     } = args;
     let mut request = match (latents.resume, latents.recipe) {
@@ -319,8 +329,8 @@ fn lower(args: Args) -> Result<GenerateRequest, Error> {
             ..GenerateRequest::default()
         },
     };
-    if let Some(path) = model {
-        request.model = ModelSource::Folder(path);
+    if let Some(model) = model {
+        request.model = model;
     }
     decoding.apply(&mut request.decode);
     request.upscale = decoding.upscale.or(request.upscale);

@@ -1,18 +1,27 @@
 //! `sora info`: what a checkpoint is.
 
-use std::{io::Write, path::PathBuf};
+use std::io::Write;
 
 use sora::{
-    app::inspect::{Inspection, inspect},
+    app::{
+        inspect::{Inspection, inspect},
+        locate::outline,
+    },
     models::source::ModelSource,
 };
+
+use super::hub::HubArgs;
 
 /// Say what a model is, from its headers alone
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  sora info\n  sora info ./ltx-video --json")]
 pub struct Args {
-    /// Model: a folder or a file [default: the one that is built in]
-    model: Option<PathBuf>,
+    /// Model: a folder or a file, OWNER/NAME of the hub, or a name from `sora models list` [default: the one that is
+    /// built in]
+    model: Option<String>,
+
+    #[command(flatten)]
+    hub: HubArgs,
 
     /// Print a JSON object
     #[arg(long)]
@@ -20,8 +29,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let source = args.model.clone().map_or(ModelSource::Embedded, ModelSource::Folder);
-    let inspection = inspect(&source)?;
+    let inspection = match &args.model {
+        None => inspect(&ModelSource::Embedded)?,
+        Some(name) => inspect(&outline(name, &args.hub.open())?.source)?,
+    };
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&inspection)?)?;
@@ -31,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn table(inspection: &Inspection) -> String {
+pub fn table(inspection: &Inspection) -> String {
     let Inspection { info, activation_bytes } = inspection;
     let (g, d, w) = (&info.geometry, &info.defaults, &info.weight_bytes);
     let unit = g.spatial * g.patch;

@@ -4,16 +4,20 @@ mod completions;
 mod compute;
 mod decode;
 mod decoding;
+mod doctor;
 mod exit;
 mod generate;
+mod hub;
 mod info;
 mod interrupt;
 mod man;
 mod message;
+mod models;
 mod outcome;
 mod output;
 mod progress;
 mod reporting;
+mod table;
 
 use std::process::ExitCode;
 
@@ -48,6 +52,8 @@ enum Verb {
     Generate(Box<generate::Args>),
     Decode(Box<decode::Args>),
     Info(info::Args),
+    Models(models::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -73,6 +79,8 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Generate(args) => generate::run(*args),
         Verb::Decode(args) => decode::run(*args),
         Verb::Info(args) => info::run(&args),
+        Verb::Models(args) => models::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     }
@@ -88,6 +96,7 @@ impl Verb {
         let report = match self {
             Self::Generate(args) => args.report(),
             Self::Decode(args) => args.report(),
+            Self::Models(args) => return args.speaks_json(),
             _ => return false,
         };
         report.progress == reporting::ProgressStyle::Json

@@ -15,6 +15,7 @@ use crate::cli::{
     interrupt,
     message::{self, Head},
     reporting::{ProgressStyle, ReportArgs},
+    table::size,
 };
 
 /// The reporter that the flags ask for. It also carries Ctrl-C down to the core.
@@ -35,6 +36,8 @@ pub fn reporter(args: &ReportArgs) -> Box<dyn Reporter> {
 /// Names a phase for people.
 pub fn name(phase: Phase) -> &'static str {
     match phase {
+        Phase::Download => "downloading",
+        Phase::Verify => "checking",
         Phase::Load => "loading",
         Phase::EncodePrompt => "reading the prompt",
         Phase::EncodeVideo => "encoding",
@@ -42,6 +45,11 @@ pub fn name(phase: Phase) -> &'static str {
         Phase::Decode => "decoding",
         _ => "working",
     }
+}
+
+/// Whether the units of a phase are bytes.
+fn is_bytes(phase: Phase) -> bool {
+    matches!(phase, Phase::Download | Phase::Verify)
 }
 
 fn flow() -> ControlFlow<()> {
@@ -114,7 +122,11 @@ impl Plain {
                 said.tenth = tenth;
                 said.at = Instant::now();
                 let left = said.started.elapsed().mul_f64((total - done) as f64 / done as f64);
-                Some(format!("{} {done}/{total}, {} left", name(phase), clock(left)))
+                let count = match is_bytes(phase) {
+                    true => format!("{} of {}", size(done), size(total)),
+                    false => format!("{done}/{total}"),
+                };
+                Some(format!("{} {count}, {} left", name(phase), clock(left)))
             }
             Event::Finished { phase, elapsed } => {
                 phases.remove(&phase);
@@ -148,7 +160,9 @@ struct Bars {
 impl Bars {
     fn bar(phase: Phase, total: u64) -> ProgressBar {
         let bar = if total > 1 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
-        let template = if total > 1 {
+        let template = if is_bytes(phase) {
+            "{prefix:>18} {bar:28} {binary_bytes}/{binary_total_bytes} {left}"
+        } else if total > 1 {
             "{prefix:>18} {bar:28} {pos:>4}/{len} {left}"
         } else {
             "{prefix:>18} {spinner} {elapsed}"
@@ -209,7 +223,7 @@ impl Drop for Bars {
 
 /// Whether people want to hear that a phase has ended.
 fn worth_a_line(phase: Phase, elapsed: Duration) -> bool {
-    matches!(phase, Phase::Denoise | Phase::Decode) || elapsed >= Duration::from_secs(1)
+    matches!(phase, Phase::Download | Phase::Denoise | Phase::Decode) || elapsed >= Duration::from_secs(1)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -253,33 +253,38 @@ impl Cache {
         Ok(bytes)
     }
 
-    /// Deletes one commit of a repository with the blobs that no other commit uses, and says how many bytes that
-    /// freed.
-    pub fn remove_commit(&self, repo: &RepoId, commit: &str) -> Result<u64> {
+    /// Deletes those files of a commit that `chosen` names, with the blobs that nothing else uses, and says how many
+    /// bytes that freed. A commit without files is forgotten.
+    pub fn remove_files(&self, repo: &RepoId, commit: &str, chosen: &dyn Fn(&str) -> bool) -> Result<u64> {
         let snapshot = self.snapshot(repo, commit);
-        let blobs_of = |folder: &Path| -> BTreeSet<PathBuf> {
+        let blobs_of = |folder: &Path, chosen: &dyn Fn(&str) -> bool| -> BTreeSet<PathBuf> {
             let commit = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let files = self.files(repo, &commit).unwrap_or_default();
-            files.iter().filter_map(|file| folder.join(&file.path).canonicalize().ok()).collect()
+            let chosen = files.iter().filter(|file| chosen(&file.path));
+            chosen.filter_map(|file| folder.join(&file.path).canonicalize().ok()).collect()
         };
-        let mut doomed = blobs_of(&snapshot);
-        for other in entries(&self.folder(repo).join("snapshots"))?.iter().filter(|other| **other != snapshot)
-        {
-            let used = blobs_of(other);
+        let mut doomed = blobs_of(&snapshot, chosen);
+        for other in entries(&self.folder(repo).join("snapshots"))? {
+            let kept = |path: &str| other != snapshot || !chosen(path);
+            let used = blobs_of(&other, &kept);
             doomed.retain(|blob| !used.contains(blob));
         }
-        for (name, at) in self.refs(repo) {
-            if at == commit {
-                let path = self.folder(repo).join("refs").join(name);
-                fs::remove_file(&path).map_err(Error::file("remove", path))?;
-            }
+        for file in self.files(repo, commit)?.iter().filter(|file| chosen(&file.path)) {
+            let link = snapshot.join(&file.path);
+            fs::remove_file(&link).map_err(Error::file("remove", &link))?;
         }
-        fs::remove_dir_all(&snapshot).map_err(Error::file("remove", &snapshot))?;
         let blobs = self.folder(repo).join("blobs").canonicalize().map_err(Error::file("read", &snapshot))?;
         let mut freed = 0;
         for blob in doomed.iter().filter(|blob| blob.starts_with(&blobs)) {
             freed += blob.metadata().map_or(0, |metadata| metadata.len());
             fs::remove_file(blob).map_err(Error::file("remove", blob))?;
+        }
+        if self.files(repo, commit)?.is_empty() {
+            for (name, _) in self.refs(repo).into_iter().filter(|(_, at)| at == commit) {
+                let path = self.folder(repo).join("refs").join(name);
+                fs::remove_file(&path).map_err(Error::file("remove", path))?;
+            }
+            fs::remove_dir_all(&snapshot).map_err(Error::file("remove", &snapshot))?;
         }
         Ok(freed)
     }

@@ -214,41 +214,68 @@ impl Hub {
         let folder = self.cache.snapshot(repo, &commit);
         let index = fs::read(folder.join(MODEL_INDEX)).ok()?;
         let components = components(&serde_json::from_slice(&index).ok()?);
-        let files = self.cache.files(repo, &commit).ok()?;
-        let paths: BTreeSet<&str> = files.iter().map(|file| file.path.as_str()).collect();
-        for component in &components {
-            let below: Vec<&str> =
-                paths.iter().filter(|path| path.starts_with(&format!("{component}/"))).copied().collect();
-            let is_index = |path: &&&str| path.contains(".safetensors.index.");
-            let has = |name: &str| below.contains(&format!("{component}/{name}").as_str());
-            let weights = below.iter().any(|path| path.ends_with(".safetensors"));
-            // Whatever has a plain config has weights.
-            if below.is_empty() || (has("config.json") && !weights) {
-                return None;
-            }
-            for index in below.iter().filter(is_index) {
-                let listed = shards(&fs::read(folder.join(index)).ok()?);
-                if !listed.iter().all(|shard| has(shard)) {
-                    return None;
-                }
-            }
-        }
-        (!components.is_empty()).then_some(Fetched { commit, folder })
+        let whole = components.iter().all(|component| self.is_whole(repo, &commit, component));
+        (whole && !components.is_empty()).then_some(Fetched { commit, folder })
     }
 
-    /// The folder with all of these files, if they are cached.
+    /// Whether a folder of a commit is cached with all that its own files speak of.
+    fn is_whole(&self, repo: &RepoId, commit: &str, component: &str) -> bool {
+        let files = self.cache.files(repo, commit).unwrap_or_default();
+        let below = format!("{component}/");
+        let names: BTreeSet<&str> = files.iter().filter_map(|file| file.path.strip_prefix(&below)).collect();
+        let weights = names.iter().any(|name| name.ends_with(".safetensors"));
+        // Whatever has a plain config has weights.
+        if names.is_empty() || (names.contains("config.json") && !weights) {
+            return false;
+        }
+        let folder = self.cache.snapshot(repo, commit).join(component);
+        let mut indices = names.iter().filter(|name| name.contains(".safetensors.index."));
+        indices.all(|index| {
+            fs::read(folder.join(index)).is_ok_and(|index| {
+                let listed = shards(&index);
+                !listed.is_empty() && listed.iter().all(|shard| names.contains(shard.as_str()))
+            })
+        })
+    }
+
+    /// The folder with all of these files, if they are cached. A path that ends in `/` stands for what is below it.
     #[must_use]
     pub fn cached(&self, repo: &RepoId, wanted: &[Wanted]) -> Option<Fetched> {
         let commit = self.cache.commit(repo)?;
-        let whole = |file: &Wanted| {
-            let path = self.cache.file(repo, &commit, &file.path)?;
-            let length = path.metadata().ok()?.len();
-            file.size.is_none_or(|size| size == length).then_some(())
+        let whole = |file: &Wanted| match file.path.strip_suffix('/') {
+            Some(component) => self.is_whole(repo, &commit, component),
+            None => {
+                let length = self.cache.file(repo, &commit, &file.path).and_then(|path| path.metadata().ok());
+                length.is_some_and(|there| file.size.is_none_or(|size| size == there.len()))
+            }
         };
-        wanted
-            .iter()
-            .all(|file| whole(file).is_some())
-            .then(|| Fetched { folder: self.cache.snapshot(repo, &commit), commit })
+        wanted.iter().all(whole).then(|| Fetched { folder: self.cache.snapshot(repo, &commit), commit })
+    }
+
+    /// The files that paths stand for: those that end in `/` for all that can be read below them, as the hub lists it.
+    pub fn expand(&self, repo: &RepoId, wanted: &[Wanted]) -> Result<Vec<Wanted>> {
+        if wanted.iter().all(|file| !file.path.ends_with('/')) {
+            return Ok(wanted.to_vec());
+        }
+        let listing = self.listing(repo)?;
+        let mut expanded = Vec::new();
+        for file in wanted {
+            let Some(component) = file.path.strip_suffix('/') else {
+                expanded.push(file.clone());
+                continue;
+            };
+            let below = BTreeSet::from([component.to_owned()]);
+            for path in needed(&below, listing.files.iter().map(|file| file.path.as_str())) {
+                if path != MODEL_INDEX {
+                    expanded.push(Wanted::named(path));
+                }
+            }
+        }
+        if expanded.is_empty() {
+            let paths = listing.files.iter().map(|file| file.path.as_str());
+            return Err(self.no_folder(repo, paths));
+        }
+        Ok(expanded)
     }
 
     /// Fetches what the cache lacks of these files, and says where they lie.
@@ -312,12 +339,19 @@ impl Hub {
         tell(reporter, &Event::Finished { phase: Phase::Download, elapsed: clock.elapsed() })
     }
 
-    /// Hashes the cached files of a revision again and compares them with their names.
+    /// Hashes those cached files of a revision that `chosen` names again and compares them with their blobs' names.
     ///
     /// With `repair`, wrong files are taken out of the cache, so that the next fetch brings them anew.
-    pub fn verify(&self, repo: &RepoId, repair: bool, reporter: &dyn Reporter) -> Result<Vec<Verified>> {
+    pub fn verify(
+        &self,
+        repo: &RepoId,
+        chosen: &dyn Fn(&str) -> bool,
+        repair: bool,
+        reporter: &dyn Reporter,
+    ) -> Result<Vec<Verified>> {
         let commit = self.cache.commit(repo).ok_or_else(|| not_cached(repo))?;
-        let files = self.cache.files(repo, &commit)?;
+        let mut files = self.cache.files(repo, &commit)?;
+        files.retain(|file| chosen(&file.path));
         let total = files.iter().map(|file| file.bytes).sum();
         tell(reporter, &Event::Started { phase: Phase::Verify, total })?;
         let clock = Instant::now();

@@ -202,6 +202,13 @@ impl Codec {
         }
     }
 
+    /// The name of the encoder that this machine's FFmpeg does it with, if it has one.
+    #[must_use]
+    pub fn encoder_name(self) -> Option<&'static str> {
+        super::start_ffmpeg();
+        self.encoder().map(|(encoder, _)| encoder.name)
+    }
+
     pub(super) fn rules(self) -> &'static Rules {
         match self {
             Self::H264 => &H264,

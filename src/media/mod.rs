@@ -67,6 +67,14 @@ fn start_ffmpeg() {
     });
 }
 
+/// Name and version of FFmpeg's codecs, as they are linked.
+#[must_use]
+pub fn ffmpeg_version() -> String {
+    start_ffmpeg();
+    let version = ffmpeg_next::codec::version();
+    format!("libavcodec {}.{}.{}", version >> 16, version >> 8 & 0xff, version & 0xff)
+}
+
 /// The name FFmpeg opens a local file by; without the prefix, `a:b.mp4` would name a protocol.
 fn file_url(path: &Path) -> Result<String> {
     match path.to_str() {

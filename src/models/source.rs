@@ -55,6 +55,9 @@ impl ModelSource {
             Self::Embedded => "sora-mini".into(),
             Self::Folder(path) => {
                 let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+                if let Some(name) = repository(&full) {
+                    return name;
+                }
                 full.file_name()
                     .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
             }
@@ -128,6 +131,14 @@ impl ModelSource {
             }
         }
     }
+}
+
+/// `owner/name` of a path in the hub's cache, `…/models--owner--name/snapshots/<commit>/…`.
+fn repository(path: &Path) -> Option<String> {
+    let folders = path.ancestors().filter_map(|folder| folder.file_name()?.to_str());
+    let mut folders = folders.skip_while(|name| *name != "snapshots");
+    let (owner, name) = folders.nth(1)?.strip_prefix("models--")?.split_once("--")?;
+    Some(format!("{owner}/{name}"))
 }
 
 /// The variant of a folder that holds no plain weights: `fp16` where there is only `STEM.fp16.safetensors`, whole or

@@ -231,7 +231,7 @@ fn damage_in_the_cache_is_found_and_repaired() {
     let wanted = hub.model_folder(&repo()).unwrap();
     let fetched = hub.fetch(&repo(), &wanted, &Silent).unwrap();
     let wrong = |repair| {
-        let verified = hub.verify(&repo(), repair, &Silent).unwrap();
+        let verified = hub.verify(&repo(), &|_| true, repair, &Silent).unwrap();
         verified.into_iter().filter(|file| file.wrong.is_some()).map(|file| file.path).collect::<Vec<_>>()
     };
     assert!(wrong(false).is_empty());
@@ -262,6 +262,10 @@ fn the_cache_is_listed_and_cleared() {
     assert_eq!(hub.cache().remove(&repo()).unwrap(), 0);
     assert!(hub.cache().list().unwrap().is_empty());
     hub.fetch(&repo(), &wanted, &Silent).unwrap();
-    assert_eq!(hub.cache().remove_commit(&repo(), COMMIT).unwrap(), listed[0].bytes);
+    let weights = model()[WEIGHTS].len() as u64;
+    assert_eq!(hub.cache().remove_files(&repo(), COMMIT, &|path| path == WEIGHTS).unwrap(), weights);
     assert!(hub.cached_folder(&repo()).is_none());
+    assert_eq!(hub.cache().files(&repo(), COMMIT).unwrap().len(), wanted.len() - 1);
+    assert_eq!(hub.cache().remove_files(&repo(), COMMIT, &|_| true).unwrap(), listed[0].bytes - weights);
+    assert_eq!(hub.cache().commit(&repo()), None);
 }
