@@ -49,12 +49,9 @@ impl Named {
         match self {
             Self::Local(_) => Vec::new(),
             Self::Hub(Address { repo, file: None }) => vec![Part::folder(repo.clone())],
-            Self::Hub(Address { repo, file: Some(file) }) => vec![Part {
-                kind: Kind::Model,
-                repo: repo.clone(),
-                layout: Layout::SingleFile,
-                wanted: vec![Wanted::named(file)],
-            }],
+            Self::Hub(Address { repo, file: Some(file) }) => {
+                vec![Part { kind: Kind::Model, repo: repo.clone(), wanted: vec![Wanted::named(file)] }]
+            }
             Self::Catalog(row) => {
                 let mut parts = Vec::new();
                 add_row(row, &mut parts);
@@ -77,7 +74,7 @@ fn add_row(row: &Checkpoint, parts: &mut Vec<Part>) {
         ..Wanted::named(path)
     };
     let wanted = if index { Vec::new() } else { source.paths.iter().map(wanted).collect() };
-    parts.push(Part { kind: row.kind, repo, layout: source.layout, wanted });
+    parts.push(Part { kind: row.kind, repo, wanted });
     for need in source.needs.iter().filter_map(|name| catalog().checkpoint(name)) {
         add_row(need, parts);
     }
@@ -88,14 +85,13 @@ fn add_row(row: &Checkpoint, parts: &mut Vec<Part>) {
 pub(super) struct Part {
     pub kind: Kind,
     pub repo: RepoId,
-    pub layout: Layout,
     /// Its files; none stands for those that the model index names.
     pub wanted: Vec<Wanted>,
 }
 
 impl Part {
     fn folder(repo: RepoId) -> Self {
-        Self { kind: Kind::Model, repo, layout: Layout::Folder, wanted: Vec::new() }
+        Self { kind: Kind::Model, repo, wanted: Vec::new() }
     }
 
     /// Where it is cached, if it is there whole.
@@ -306,16 +302,8 @@ mod tests {
     fn every_row_of_the_catalog_has_its_parts() {
         for row in catalog().checkpoints.iter().filter(|row| row.kind == Kind::Model) {
             let parts = Named::Catalog(row).parts();
-            assert!(
-                parts.iter().all(|part| part.layout == Layout::SingleFile
-                    || part.wanted.len() != 1
-                    || part.holds("tokenizer/x")
-                    || part.kind != Kind::Tokenizer),
-                "{}",
-                row.name
-            );
             assert_eq!(parts.iter().filter(|part| part.kind == Kind::Model).count(), 1, "{}", row.name);
-            let single = parts[0].layout == Layout::SingleFile;
+            let single = row.sources[0].layout == Layout::SingleFile;
             let has = |kind| parts.iter().any(|part| part.kind == kind);
             assert!(!single || has(Kind::TextEncoder) && has(Kind::Tokenizer), "{}", row.name);
         }
