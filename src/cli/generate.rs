@@ -308,7 +308,9 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<GenerateRequest, Erro
         (None, Some(file)) => {
             let mut recipe = RecipeFile::read(&file)?;
             // A model that is named now counts instead of the recipe's, which may lie elsewhere.
-            recipe.model_path = model.clone().or(recipe.model_path);
+            if let Some(ModelSource::Folder(path)) = &model {
+                recipe.model_path = Some(path.clone());
+            }
             GenerateRequest::remake(recipe)?
         }
         (None, None) => GenerateRequest {
