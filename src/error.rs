@@ -1,9 +1,29 @@
 //! The one error type of the library: what is wrong, what was expected, and the way out.
 
-use std::{io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 /// Shorthand for results of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Something wrong in a text file, and where.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Complaint {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// What is wrong, and what would be right.
+    pub text: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.line, self.column, self.text)
+    }
+}
 
 /// Everything that can go wrong in the library.
 ///
@@ -31,6 +51,14 @@ pub enum Error {
         ending: String,
         /// The endings that are known.
         expected: String,
+    },
+    /// A film file that asks for what can't be.
+    #[error("{}", told(path, complaints))]
+    Film {
+        /// The film file.
+        path: PathBuf,
+        /// All that is wrong with it, from the top on.
+        complaints: Vec<Complaint>,
     },
     /// Reading or writing a file failed.
     #[error("can't {action} {path}")]
@@ -122,7 +150,9 @@ pub enum Error {
         key: String,
     },
     /// A weight stored in a number type that can't be read.
-    #[error("{file}: tensor `{key}` is stored as {found} (expected F32, F16 or BF16)")]
+    #[error(
+        "{file}: tensor `{key}` is stored as {found} (expected F32, F16, BF16, F8_E4M3, F8_E5M2 or a GGUF type)"
+    )]
     TensorDtype {
         /// The weight file.
         file: PathBuf,
@@ -130,6 +160,24 @@ pub enum Error {
         key: String,
         /// The number type in the file.
         found: String,
+    },
+    /// A LoRA for another model.
+    #[error("{path} doesn't fit the model: {why}")]
+    LoraMismatch {
+        /// The LoRA's file.
+        path: PathBuf,
+        /// What of it fits nothing.
+        why: String,
+    },
+    /// A checkpoint without one of its parts.
+    #[error("{path} holds no {what}")]
+    MissingPart {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The part: `text encoder`, `video autoencoder`, …
+        what: &'static str,
+        /// How to give it.
+        hint: String,
     },
     /// The wanted device isn't there or wasn't built in.
     #[error("device `{device}` can't be used: {why}")]
@@ -225,6 +273,62 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A job of a job file that can't be done; `source` says why.
+    #[error("{}: {source}", job_place(path, *line, *column, key.as_deref()))]
+    Job {
+        /// The job file.
+        path: PathBuf,
+        /// The line, from 1; 0 for what stands on the command line.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+        /// The key, if it is about one.
+        key: Option<String>,
+        /// What is wrong.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A job file with mistakes; its other jobs were done.
+    #[error("{mistakes} of {total} jobs can't be done as they are written")]
+    BadJobs {
+        /// How many.
+        mistakes: usize,
+        /// Jobs in all.
+        total: usize,
+    },
+    /// A batch that isn't whole.
+    #[error("{failed} of {total} jobs failed, {suspect} more gave no picture of anything")]
+    SomeFailed {
+        /// Jobs without an output.
+        failed: usize,
+        /// Jobs whose output is no picture of anything.
+        suspect: usize,
+        /// Jobs in all.
+        total: usize,
+    },
+    /// A journal that can't be read or written.
+    #[error("the journal {path} can't be used: {source}")]
+    Journal {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another program that was asked for something refused.
+    #[error("`{program}` failed: {why}")]
+    Command {
+        /// The program.
+        program: &'static str,
+        /// What it said.
+        why: String,
+    },
+    /// A defect of this program that was caught.
+    #[error("sora has a defect: {what}")]
+    Defect {
+        /// What was noticed.
+        what: String,
+    },
     /// A tensor operation failed: a bug here or a shape no check caught.
     #[error("tensor operation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -236,6 +340,24 @@ pub enum Error {
         /// The reason.
         why: String,
     },
+}
+
+/// `jobs.toml:57:1: key `steps``
+fn job_place(path: &std::path::Path, line: usize, column: usize, key: Option<&str>) -> String {
+    let place = match line {
+        0 => "the command line".to_owned(),
+        _ => format!("{}:{line}:{column}", path.display()),
+    };
+    match key {
+        Some(key) => format!("{place}: key `{key}`"),
+        None => place,
+    }
+}
+
+/// A line for each complaint, as compilers write them.
+fn told(path: &Path, complaints: &[Complaint]) -> String {
+    let lines: Vec<String> = complaints.iter().map(|one| format!("{}:{one}", path.display())).collect();
+    lines.join("\n")
 }
 
 /// The groups that exit codes are made from.
@@ -254,6 +376,8 @@ pub enum ErrorKind {
     BadOutput,
     /// A hub refused, couldn't be reached, or sent wrong bytes.
     Hub,
+    /// Some jobs of a batch failed, others are done.
+    Partial,
     /// Ctrl-C.
     Cancelled,
     /// A defect of this program.
@@ -294,7 +418,11 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid { .. } | Self::UnknownEnding { .. } => ErrorKind::Usage,
+            Self::Invalid { .. } | Self::UnknownEnding { .. } | Self::BadJobs { .. } | Self::Film { .. } => {
+                ErrorKind::Usage
+            }
+            Self::Job { source, .. } => source.kind(),
+            Self::SomeFailed { .. } => ErrorKind::Partial,
             Self::MissingFile { .. }
             | Self::Damaged { .. }
             | Self::Config { .. }
@@ -304,14 +432,20 @@ impl Error {
             | Self::UnusedTensors { .. }
             | Self::NotFiniteTensor { .. }
             | Self::TensorDtype { .. }
+            | Self::LoraMismatch { .. }
+            | Self::MissingPart { .. }
             | Self::Tokenizer { .. } => ErrorKind::Model,
-            Self::File { .. } | Self::Ffmpeg { .. } | Self::DiskFull { .. } => ErrorKind::Io,
+            Self::File { .. }
+            | Self::Journal { .. }
+            | Self::Command { .. }
+            | Self::Ffmpeg { .. }
+            | Self::DiskFull { .. } => ErrorKind::Io,
             Self::Hub { .. } | Self::WrongBytes { .. } => ErrorKind::Hub,
             Self::Device { .. } | Self::OutOfMemory { .. } | Self::Unfit { .. } => ErrorKind::Resources,
             Self::BadOutput { .. } => ErrorKind::BadOutput,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Unfinished { source, .. } => source.kind(),
-            Self::Tensor(_) => ErrorKind::Internal,
+            Self::Tensor(_) | Self::Defect { .. } => ErrorKind::Internal,
         }
     }
 
@@ -344,11 +478,25 @@ impl Error {
             Self::DiskFull { .. } => Some(
                 "free some space (`sora models list` and `rm`), or set HF_HUB_CACHE to another disk".into(),
             ),
+            Self::Job { source, .. } => source.hint(),
+            Self::BadJobs { .. } => {
+                Some("mend them and run the same line again: what is done is skipped".into())
+            }
+            Self::SomeFailed { .. } => {
+                Some("`sora batch status` says why; `sora batch retry` lets them be tried again".into())
+            }
+            Self::Command { program: "sbatch" | "squeue" | "scancel", .. } => {
+                Some("is Slurm installed here, and does `sinfo` answer?".into())
+            }
             Self::UnknownPipeline { .. } => Some("point --model at a text-to-video pipeline folder".into()),
             Self::Damaged { .. } | Self::MissingTensor { .. } | Self::NotFiniteTensor { .. } => {
                 Some("fetch or copy the file again".into())
             }
-            Self::TensorDtype { .. } => Some("save the weights as f32, f16 or bf16".into()),
+            Self::TensorDtype { .. } => Some("get the weights as f32, f16, bf16, fp8 or GGUF".into()),
+            Self::MissingPart { hint, .. } => Some(hint.clone()),
+            Self::LoraMismatch { .. } => {
+                Some("see which model the LoRA was made for; --model must be one like it".into())
+            }
             Self::UnusedTensors { .. } | Self::MisshapenTensor { .. } => {
                 Some("the weights and the config.json beside them belong to different models".into())
             }

@@ -19,8 +19,29 @@ pub enum Phase {
     EncodeVideo,
     /// The denoising loop; one unit is one step.
     Denoise,
+    /// Latents are made larger between two passes.
+    Upsample,
     /// The video decoder; one unit is one frame that was decoded and written.
     Decode,
+    /// Weights are written in another format; one unit is one tensor.
+    Convert,
+}
+
+/// What happens to a job of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum JobState {
+    /// A worker begins it, or goes on with it.
+    Started,
+    /// Its output is there.
+    Done,
+    /// It failed; it may be tried again.
+    Failed,
+    /// Another worker has taken it over, or somebody has taken it back.
+    Lost,
+    /// It was stopped on purpose, and waits to be gone on with.
+    Stopped,
 }
 
 /// One thing that happened.
@@ -76,6 +97,31 @@ pub enum Event {
         /// Steps that are done.
         step: u64,
     },
+    /// A job of a batch begins or ends.
+    Job {
+        /// Its number in its file.
+        job: u64,
+        /// The output that it makes.
+        output: PathBuf,
+        /// What happens to it.
+        state: JobState,
+        /// Why it failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
+    /// How far a batch is, the work of other processes included.
+    Batch {
+        /// Jobs whose output is there.
+        done: u64,
+        /// Jobs that failed for good.
+        failed: u64,
+        /// Jobs that some worker has.
+        running: u64,
+        /// Jobs in all.
+        total: u64,
+    },
+    /// Nothing has changed: only the answer counts.
+    Waiting,
     /// An output stands finished under its name.
     Written {
         /// The file or folder.

@@ -45,6 +45,12 @@ pub struct VideoSpec {
 }
 
 impl VideoSpec {
+    /// Pixels of all frames.
+    #[must_use]
+    pub fn pixels(&self) -> usize {
+        self.width * self.height * self.frames
+    }
+
     /// Width and height.
     #[must_use]
     pub fn size(&self) -> Size {

@@ -25,7 +25,16 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("pipeline", &["models::api", "models::registry"]),
     (
         "app",
-        &["hub", "media", "models::api", "models::catalog", "models::registry", "models::source", "pipeline"],
+        &[
+            "hub",
+            "media",
+            "models::api",
+            "models::catalog",
+            "models::portable",
+            "models::registry",
+            "models::source",
+            "pipeline",
+        ],
     ),
     ("lib", &[]),
 ];

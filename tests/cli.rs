@@ -5,11 +5,27 @@
 mod bad_input;
 #[path = "cli/bad_models.rs"]
 mod bad_models;
+#[path = "cli/batch.rs"]
+mod batch;
+#[path = "cli/batch_chaos.rs"]
+mod batch_chaos;
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/films.rs"]
+mod films;
+#[path = "cli/formats.rs"]
+mod formats;
 #[path = "cli/interrupted.rs"]
 mod interrupted;
 #[path = "cli/output.rs"]
 mod output;
+#[path = "cli/passes.rs"]
+mod passes;
+#[path = "cli/planned.rs"]
+mod planned;
+#[path = "cli/takes.rs"]
+mod takes;
 #[path = "cli/texts.rs"]
 mod texts;
+#[path = "cli/visual.rs"]
+mod visual;

@@ -4,8 +4,16 @@
 #[path = "golden/support.rs"]
 mod support;
 
+#[path = "golden/conditions.rs"]
+mod conditions;
+#[path = "golden/guidance.rs"]
+mod guidance;
+#[path = "golden/layouts.rs"]
+mod layouts;
 #[path = "golden/pipeline.rs"]
 mod pipeline;
+#[path = "golden/upsampler.rs"]
+mod upsampler;
 
 #[path = "golden/transformer.rs"]
 mod transformer;

@@ -1,6 +1,9 @@
 //! The last stage, shared by all verbs that make a clip: latents into files.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DeviceLocation, Tensor};
 use serde::Serialize;
@@ -12,7 +15,7 @@ use crate::{
         recipe::Recipe,
     },
     error::{Error, Result},
-    event::{Event, Phase},
+    event::{Event, Phase, Reporter},
     media::{EncodeOptions, Format, SheetBuilder, Target, TeeSink, UpscaleSink, open_sink},
     models::api::{DecodeOptions, Placement},
     pipeline::{health::Health, render::Renderer},
@@ -89,28 +92,39 @@ pub(super) fn write(
 ) -> Result<(PathBuf, Health)> {
     let recipe = &origin.recipe;
     let spec = &recipe.spec;
-    let options = sink_options(&outputs.encode, recipe);
-    let mut sinks = vec![open_video(&files.target, recipe, &options)?];
-    if let Some(sheet) = &files.contact_sheet {
-        sinks.push(Box::new(SheetBuilder::new(sheet, spec.frames)?.with_metadata(options.metadata)));
-    }
-    let mut sink = TeeSink::new(sinks);
+    let mut sink = sinks(files, outputs, recipe)?;
     let decode = DecodeOptions {
         timestep: recipe.decode_timestep,
         noise_scale: recipe.decode_noise_scale,
         tiling: recipe.tiling,
     };
-    let health = renderer.decode(latents, spec, recipe.seed, origin.drawn, &decode, &mut sink)?;
+    let health = renderer.decode(latents, spec, recipe.seed, &origin.drawn, &decode, &mut sink)?;
     let path = Box::new(sink).finish()?;
-    for path in files.contact_sheet.iter().map(|sheet| sheet.path()).chain([path.as_path()]) {
+    announce(renderer.reporter, files, &path, &health);
+    Ok((path, health))
+}
+
+/// Opens the files that a clip's frames go into.
+pub(super) fn sinks(files: &Files, outputs: &Outputs, recipe: &Recipe) -> Result<TeeSink> {
+    let spec = &recipe.spec;
+    let options = sink_options(&outputs.encode, recipe);
+    let mut sinks = vec![open_video(&files.target, recipe, &options)?];
+    if let Some(sheet) = &files.contact_sheet {
+        sinks.push(Box::new(SheetBuilder::new(sheet, spec.frames)?.with_metadata(options.metadata)));
+    }
+    Ok(TeeSink::new(sinks))
+}
+
+/// Says that a clip is written, and what is wrong with it.
+pub(super) fn announce(reporter: &dyn Reporter, files: &Files, path: &Path, health: &Health) {
+    for path in files.contact_sheet.iter().map(|sheet| sheet.path()).chain([path]) {
         // The clip is whole: nothing is left to stop.
-        let _ = renderer.reporter.emit(&Event::Written { path: path.to_owned() });
+        let _ = reporter.emit(&Event::Written { path: path.to_owned() });
     }
     if let Some(complaint) = health.verdict.complaint() {
         let message = format!("{} is {complaint}", path.display());
-        let _ = renderer.reporter.emit(&Event::Warning { message });
+        let _ = reporter.emit(&Event::Warning { message });
     }
-    Ok((path, health))
 }
 
 /// `cpu`, `cuda:0`, … as a recipe names it.

@@ -25,6 +25,17 @@ use crate::{
     video::VideoSpec,
 };
 
+/// How a render's latents become pictures. What is `None` is the model's own choice.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DecodeChoice {
+    /// Timestep for decoders that take one.
+    pub timestep: Option<f64>,
+    /// Share of noise mixed in before such a decoder.
+    pub noise_scale: Option<f64>,
+    /// How the decode is cut.
+    pub tiling: Tiling,
+}
+
 /// What to decode, and how. What is `None` is taken from the latents' own account of themselves.
 #[derive(Debug, Clone, Default)]
 pub struct DecodeRequest {
@@ -63,14 +74,14 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     let file = latents::load(&request.latents)?;
     let source = match (&request.model, &file.origin) {
         (Some(model), _) => model.clone(),
-        (None, Some(Origin { model: Some(path), .. })) => ModelSource::Folder(path.clone()),
-        (None, _) => ModelSource::Embedded,
+        (None, Some(origin)) => origin.model.clone(),
+        (None, None) => ModelSource::Embedded,
     };
     let checkpoint = registry::open(&source)?;
     let device = request.device.open()?;
     let place = Placement { dtype: request.dtype.resolve(&device), device };
     let mut origin = origin_of(request, &file, checkpoint.as_ref(), &place)?;
-    memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling)?;
+    memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling, false)?;
     if let Some(upscale) = request.upscale {
         let (size, note) = upscale.settle(&origin.recipe.spec)?;
         origin.recipe.upscale = Some(size);
@@ -79,9 +90,16 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
         }
     }
     clip::check_files(&files, &request.outputs, &origin.recipe.spec, origin.recipe.frame_size())?;
+    let whole = file.origin.as_ref().map_or(0, |origin| origin.recipe.spec.frames);
+    if origin.windows_done.is_some() && origin.recipe.spec.frames < whole {
+        let made = origin.recipe.spec.frames;
+        let message = format!("the render of these latents was stopped after {made} of {whole} frames");
+        let _ = tally.emit(&Event::Warning { message });
+    }
     if let Some(done) = origin.steps_done {
-        let message =
-            format!("the render of these latents was stopped after step {done} of {}", origin.recipe.steps);
+        let (pass, passes) = (origin.pass + 1, origin.recipe.passes.len());
+        let of = if passes > 1 { format!(" of pass {pass} of {passes}") } else { String::new() };
+        let message = format!("the render of these latents was stopped after step {done}{of}");
         let _ = tally.emit(&Event::Warning { message });
     }
     origin.recipe.warnings.extend(tally.warnings());
@@ -110,13 +128,24 @@ fn origin_of(
     let mut origin = match &file.origin {
         Some(origin) => origin.clone(),
         None => Origin {
-            model: None,
+            model: ModelSource::Embedded,
+            upsamplers: Vec::new(),
             recipe: Recipe::unknown(info, spec_of(file, checkpoint)?),
-            drawn: Drawn::INITIAL_NOISE,
+            pass: 0,
+            drawn: Drawn::initial_noise(file.tensor.dims()),
             steps_done: None,
+            windows_done: None,
+            content: None,
         },
     };
     let recipe = &mut origin.recipe;
+    // An earlier pass has a smaller clip.
+    recipe.spec = recipe.passes.get(origin.pass).map_or(recipe.spec, |pass| pass.spec);
+    if origin.windows_done.is_some() {
+        let (_, _, latent, ..) = file.tensor.dims5()?;
+        recipe.spec.frames = (latent - 1) * info.geometry.temporal + 1;
+        origin.drawn = Drawn::initial_noise(file.tensor.dims());
+    }
     recipe.spec.fps = request.fps.unwrap_or(recipe.spec.fps);
     recipe.seed = request.seed.unwrap_or(recipe.seed);
     recipe.decode_timestep = request.decode_timestep.unwrap_or(recipe.decode_timestep);

@@ -12,11 +12,12 @@ use crate::{
     hub::{Hub, free_bytes},
     media::{Codec, ffmpeg_version},
     models::{
-        api::{Checkpoint, DecodeOptions, Placement},
+        api::{Checkpoint, DecodeOptions, Pass, Placement},
         registry,
         source::ModelSource,
     },
     pipeline::{
+        conditions::Conditions,
         noise::Drawn,
         render::{RenderRequest, Renderer},
     },
@@ -262,14 +263,7 @@ fn render_once() -> Result<(usize, usize)> {
     let texts = renderer.encode(&request)?;
     let denoised = renderer.denoise(&request, texts, &mut |_| Ok(()))?;
     let mut frames = Frames::default();
-    renderer.decode(
-        &denoised.latents,
-        &spec,
-        request.seed,
-        Drawn::INITIAL_NOISE,
-        &request.decode,
-        &mut frames,
-    )?;
+    renderer.decode(&denoised.latents, &spec, request.seed, &denoised.drawn, &request.decode, &mut frames)?;
     Ok((spec.width, spec.height))
 }
 
@@ -279,14 +273,14 @@ fn request(checkpoint: &dyn Checkpoint, spec: VideoSpec) -> RenderRequest {
         prompt: "a red heart in the sky".into(),
         negative_prompt: defaults.negative_prompt.clone(),
         spec,
-        steps: 1,
-        guidance: 1.0,
-        guidance_rescale: 0.0,
+        pass: Pass::default(),
         seed: 1,
         max_sequence_length: defaults.max_sequence_length,
-        timesteps: None,
         decode: DecodeOptions::default(),
+        conditions: Conditions::default(),
         latents: None,
+        beside: None,
+        refine: false,
         start: 0,
         drawn: Drawn::default(),
     }

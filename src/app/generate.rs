@@ -1,8 +1,11 @@
 //! From a prompt to clips: everything is checked first, then each clip is rendered and written.
 
+mod windowed;
+
 use std::{
     fs,
     hash::{BuildHasher, RandomState},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -10,28 +13,34 @@ use candle_core::Tensor;
 
 use crate::{
     app::{
+        check::{Settled, settle},
         clip::{self, Clip},
-        direction::{Directing, Part},
+        decode::DecodeChoice,
+        direction::Directing,
+        forecast::{self, Forecast},
         latents::{self, Origin},
-        memory,
         outputs::{Files, Outputs},
         preview::Previewer,
         recipe::{Recipe, RecipeFile, slug},
+        remembered::PromptCache,
         rescue,
-        shape::{self, LengthChoice, SizeChoice, Upscale},
+        sampling::{PassRecipe, SamplingChoice},
+        shape::{LengthChoice, SizeChoice, Upscale},
+        take::{self, TakeOptions},
         tally::Tally,
+        visual::Visual,
     },
     device::{DTypeChoice, DeviceChoice},
     error::{Error, Result},
     event::{Event, Reporter},
-    media::Target,
     models::{
-        api::{Checkpoint, DecodeOptions, Placement, TextStates},
+        api::{Checkpoint, ModelInfo, Placement, TextStates, UpsamplerSource},
         registry,
         source::ModelSource,
     },
     pipeline::{
-        denoise::Step,
+        denoise::{Step, StepHook},
+        health::Health,
         noise::Drawn,
         render::{Denoised, RenderRequest, Renderer},
     },
@@ -55,14 +64,8 @@ pub struct GenerateRequest {
     pub length: LengthChoice,
     /// Frames a second.
     pub fps: Option<f64>,
-    /// Denoising steps.
-    pub steps: Option<usize>,
-    /// Timesteps by hand, instead of `steps`.
-    pub timesteps: Option<Vec<f32>>,
-    /// Classifier-free guidance scale.
-    pub guidance: Option<f64>,
-    /// Guidance rescale, 0..1.
-    pub guidance_rescale: f64,
+    /// Passes, schedules and guidance.
+    pub sampling: SamplingChoice,
     /// Tokens that the prompt is padded or cut to.
     pub max_sequence_length: Option<usize>,
     /// Seed of the first clip; each further clip has the next one. Drawn if absent.
@@ -70,17 +73,23 @@ pub struct GenerateRequest {
     /// Number of clips, at least 1.
     pub clips: usize,
     /// How latents become pictures.
-    pub decode: DecodeOptions,
+    pub decode: DecodeChoice,
     /// The size to bring the decoded frames to.
     pub upscale: Option<Upscale>,
     /// A latents file to start from instead of the seed's noise.
     pub initial_latents: Option<PathBuf>,
     /// A stopped render to go on with, see [`GenerateRequest::resume`].
     pub stopped: Option<Stopped>,
+    /// How a clip longer than the model's window is cut.
+    pub take: TakeOptions,
     /// Where to compute.
     pub device: DeviceChoice,
     /// How precisely to compute.
     pub dtype: DTypeChoice,
+    /// Where encoded prompts are kept on disk; nowhere if absent.
+    pub prompt_cache: Option<PromptCache>,
+    /// Pictures and clips as prompts.
+    pub visual: Visual,
     /// What to write.
     pub outputs: Outputs,
 }
@@ -95,19 +104,19 @@ impl Default for GenerateRequest {
             size: SizeChoice::default(),
             length: LengthChoice::default(),
             fps: None,
-            steps: None,
-            timesteps: None,
-            guidance: None,
-            guidance_rescale: 0.0,
+            sampling: SamplingChoice::default(),
             max_sequence_length: None,
             seed: None,
             clips: 1,
-            decode: DecodeOptions::default(),
+            decode: DecodeChoice::default(),
             upscale: None,
             initial_latents: None,
             stopped: None,
+            take: TakeOptions::default(),
             device: DeviceChoice::default(),
             dtype: DTypeChoice::default(),
+            prompt_cache: None,
+            visual: Visual::default(),
             outputs: Outputs::default(),
         }
     }
@@ -116,9 +125,11 @@ impl Default for GenerateRequest {
 /// What a stopped render left: after its last step, or before.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    latents: Tensor,
-    steps_done: usize,
-    drawn: Drawn,
+    pub(super) latents: Tensor,
+    pub(super) beside: Option<Tensor>,
+    pub(super) pass: usize,
+    pub(super) steps_done: usize,
+    pub(super) drawn: Drawn,
     initial_latents: bool,
     warnings: Vec<String>,
 }
@@ -127,9 +138,11 @@ impl Stopped {
     /// Reads what was saved of a render; nothing if it's some other latents file.
     pub fn load(path: &Path) -> Result<Option<Self>> {
         let file = latents::load(path)?;
-        Ok(file.origin.map(|Origin { recipe, drawn, steps_done, .. }| Self {
+        Ok(file.origin.map(|Origin { recipe, pass, drawn, steps_done, .. }| Self {
             latents: file.tensor,
-            steps_done: steps_done.unwrap_or(recipe.steps),
+            beside: file.beside,
+            pass,
+            steps_done: steps_done.unwrap_or_else(|| recipe.steps(pass)),
             drawn,
             initial_latents: recipe.initial_latents,
             // Those of the steps that are left are given again.
@@ -137,7 +150,7 @@ impl Stopped {
         }))
     }
 
-    /// Steps that are done.
+    /// Steps that are done of the pass in which it was stopped.
     #[must_use]
     pub fn steps_done(&self) -> usize {
         self.steps_done
@@ -147,7 +160,31 @@ impl Stopped {
 impl GenerateRequest {
     /// The model that is asked for, opened from its headers.
     pub fn open(&self) -> Result<Box<dyn Checkpoint>> {
-        registry::open(&self.model)
+        let checkpoint = if self.visual.is_empty() {
+            registry::open(&self.model)?
+        } else {
+            registry::open_conditioned(&self.model)?
+        };
+        Ok(match &self.prompt_cache {
+            Some(cache) => cache.wrap(checkpoint),
+            None => checkpoint,
+        })
+    }
+
+    /// Requests with the same one run on the same weights in the same way.
+    #[must_use]
+    pub fn weights(&self) -> String {
+        let conditioned = if self.visual.is_empty() { "" } else { ", conditioned" };
+        let upsamplers = &self.sampling.upsamplers;
+        format!("{:?} with {upsamplers:?} on {} in {}{conditioned}", self.model, self.device, self.dtype)
+    }
+
+    /// The pictures, clips and latents that it reads.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let keyframes = self.visual.keyframes.iter().map(|keyframe| &keyframe.path);
+        let video = self.visual.video.iter().map(|video| &video.path);
+        self.initial_latents.iter().chain(keyframes).chain(video).cloned().collect()
     }
 
     /// The rest of a render that was stopped: its latents file says all but where the video goes.
@@ -156,31 +193,40 @@ impl GenerateRequest {
         let refuse = |why: &str, hint: String| {
             Error::invalid(format!("latents `{}`", path.display()), why).with_hint(hint)
         };
-        let Some(Origin { model, recipe, drawn, steps_done }) = file.origin else {
+        let Some(Origin { model, upsamplers, recipe, pass, drawn, steps_done, windows_done, .. }) =
+            file.origin
+        else {
             let hint = "pass --latents, with prompt, size and length, to start from them";
             return Err(refuse("they don't say what render they come from", hint.into()));
         };
+        if windows_done.is_some() {
+            let take = TakeOptions::of(&recipe, Some(path));
+            return Ok(Self { take, ..Self::again(recipe, model)? });
+        }
         let Some(steps_done) = steps_done else {
             let hint = format!("sora decode {}", rescue::shell_path(path));
             return Err(refuse("all steps of their render are done", hint));
         };
         let stopped = Stopped {
             latents: file.tensor,
+            beside: file.beside,
+            pass,
             steps_done,
             drawn,
             initial_latents: recipe.initial_latents,
             warnings: Vec::new(),
         };
-        let model = model.map_or(ModelSource::Embedded, ModelSource::Folder);
-        Ok(Self { stopped: Some(stopped), ..Self::again(recipe, model)? })
+        let mut request = Self { stopped: Some(stopped), ..Self::again(recipe, model)? };
+        request.sampling.upsamplers = upsamplers;
+        Ok(request)
     }
 
     /// The render that left this recipe.
     pub fn remake(file: RecipeFile) -> Result<Self> {
-        let RecipeFile { recipe, model_path, .. } = file;
+        let RecipeFile { recipe, model_path, parts, .. } = file;
         let what = || format!("recipe of `{}`", recipe.model);
         let model = match model_path {
-            Some(path) => ModelSource::Folder(path),
+            Some(path) => ModelSource::at(path),
             None if recipe.model == ModelSource::Embedded.name() => ModelSource::Embedded,
             None => {
                 return Err(Error::invalid(what(), "it doesn't say where that model lies")
@@ -191,11 +237,22 @@ impl GenerateRequest {
             return Err(Error::invalid(what(), "the video began with a latents file, which it doesn't hold")
                 .with_hint("pass --latents, with prompt, size and length"));
         }
-        Self::again(recipe, model)
+        if recipe.loras.len() != parts.loras.len() {
+            let names: Vec<&str> = recipe.loras.iter().map(|lora| lora.file.as_str()).collect();
+            let why = format!("LoRAs changed its model ({}), others than are given", names.join(", "));
+            return Err(Error::invalid(what(), why).with_hint("pass --lora for each of them"));
+        }
+        Self::again(recipe, model.with(parts))
     }
 
     /// All that a recipe says.
     fn again(recipe: Recipe, model: ModelSource) -> Result<Self> {
+        if let Some(woven) = &recipe.woven {
+            let why = "the video goes on with a clip, which a recipe doesn't hold";
+            return Err(Error::invalid(format!("recipe of `{}`", woven.pattern), why)
+                .with_hint("extend, join or loop the clip again"));
+        }
+        let take = TakeOptions::of(&recipe, None);
         Ok(Self {
             model,
             prompt: recipe.prompt,
@@ -203,19 +260,18 @@ impl GenerateRequest {
             size: SizeChoice::Sides { width: Some(recipe.spec.width), height: Some(recipe.spec.height) },
             length: LengthChoice::Frames(recipe.spec.frames),
             fps: Some(recipe.spec.fps),
-            steps: Some(recipe.steps),
-            timesteps: recipe.timesteps,
-            guidance: Some(recipe.guidance),
-            guidance_rescale: recipe.guidance_rescale,
+            sampling: SamplingChoice::again(recipe.passes),
             max_sequence_length: Some(recipe.max_sequence_length),
             seed: Some(recipe.seed),
-            decode: DecodeOptions {
-                timestep: recipe.decode_timestep,
+            decode: DecodeChoice {
+                timestep: Some(recipe.decode_timestep),
                 noise_scale: recipe.decode_noise_scale,
                 tiling: recipe.tiling,
             },
             upscale: recipe.upscale.map(Upscale::To),
+            take,
             dtype: recipe.dtype.parse()?,
+            visual: recipe.visual.unwrap_or_default(),
             ..Self::default()
         })
     }
@@ -227,9 +283,18 @@ pub struct Job<'a> {
     checkpoint: Box<dyn Checkpoint>,
     place: Placement,
     tally: Tally<'a>,
-    render: RenderRequest,
+    /// One after the other; the last one makes the clip.
+    passes: Vec<RenderRequest>,
+    /// What lies between each two of them.
+    upsamplers: Vec<Box<dyn UpsamplerSource>>,
+    /// The pass to begin with.
+    first: usize,
     /// The size that decoded frames are brought to.
     upscale: Option<Size>,
+    /// The request's, with what the files held.
+    visual: Visual,
+    /// How the clip is cut into windows, if it is too long for one.
+    take: Option<take::Plan>,
     /// The files of each clip.
     files: Vec<Files>,
     /// The prompts, once they are encoded: all clips share them.
@@ -249,7 +314,7 @@ impl<'a> Job<'a> {
     pub fn prepare_on(
         request: &'a GenerateRequest,
         reporter: &'a dyn Reporter,
-        checkpoint: Box<dyn Checkpoint>,
+        mut checkpoint: Box<dyn Checkpoint>,
     ) -> Result<Self> {
         let tally = Tally::new(reporter);
         if request.clips == 0 {
@@ -260,24 +325,44 @@ impl<'a> Job<'a> {
             let name = format!("sora-{}-{}", slug(&request.prompt), seed.wrapping_add(index as u64));
             request.outputs.files(index, request.clips, &name)
         });
-        let files: Vec<Files> = files.collect::<Result<_>>()?;
+        let mut files: Vec<Files> = files.collect::<Result<_>>()?;
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
-        let (render, mut notes) = plan(request, checkpoint.as_ref(), &files[0].target, seed)?;
-        let mut job =
-            Self { request, checkpoint, place, tally, render, upscale: None, files, texts: None, done: 0 };
-        job.renderer().check(&job.render)?;
-        if let Some(upscale) = request.upscale {
-            let (size, note) = upscale.settle(&job.render.spec)?;
-            job.upscale = Some(size);
-            notes.extend(note);
+        let settled = settle(request, checkpoint.as_ref(), &files[0].target, seed, &place)?;
+        let Settled { passes, upsamplers, first, upscale, visual, spec, take, conditioned, notes, warning } =
+            settled;
+        checkpoint = conditioned.unwrap_or(checkpoint);
+        if take.is_some() {
+            files.iter_mut().for_each(|files| request.take.keep_in(&mut files.windows));
         }
-        memory::check(job.checkpoint.as_ref(), &job.render.spec, &job.place, &job.render.decode.tiling)?;
+        let mut job = Self {
+            request,
+            checkpoint,
+            place,
+            tally,
+            passes,
+            upsamplers,
+            first,
+            upscale,
+            visual,
+            take,
+            files,
+            texts: None,
+            done: 0,
+        };
+        match &job.take {
+            Some(plan) => plan.check(&job.renderer(), job.last())?,
+            None => job.passes[first..].iter().try_for_each(|pass| job.renderer().check(pass))?,
+        }
         for files in &job.files {
-            let size = job.upscale.unwrap_or(job.render.spec.size());
-            clip::check_files(files, &request.outputs, &job.render.spec, size)?;
+            clip::check_files(files, &request.outputs, &spec, job.upscale.unwrap_or(spec.size()))?;
         }
+        warning.into_iter().for_each(|warning| job.warn(warning));
+        job.tally.share_warnings();
         if request.seed.is_none() {
+            // A render that was killed goes on with the seed it had drawn.
+            let seed = job.kept_seed()?.unwrap_or(seed);
+            job.passes.iter_mut().for_each(|pass| pass.seed = seed);
             job.note(format!("seed {seed}"));
         }
         notes.into_iter().for_each(|note| job.note(note));
@@ -291,64 +376,150 @@ impl<'a> Job<'a> {
     pub fn next_clip(&mut self) -> Result<Option<Clip>> {
         let Some(files) = self.files.get(self.done).cloned() else { return Ok(None) };
         self.tally.restart();
-        let render =
-            RenderRequest { seed: self.render.seed.wrapping_add(self.done as u64), ..self.render.clone() };
+        let seed = self.last().seed.wrapping_add(self.done as u64);
+        if let Some(plan) = self.take.clone() {
+            let render = RenderRequest { seed, ..self.last().clone() };
+            return self.next_take(&plan, &render, files).map(Some);
+        }
         let texts = match &self.texts {
             // Nothing is left to denoise.
-            _ if render.start == render.steps => {
+            _ if self.nothing_is_left() => {
                 let stopped = self.request.stopped.iter();
                 stopped.flat_map(|stopped| &stopped.warnings).for_each(|warning| self.warn(warning.clone()));
                 Vec::new()
             }
             Some(texts) => texts.clone(),
             None => {
-                let texts = self.renderer().encode(&render)?;
+                let texts = self.renderer().encode(self.asks_most()?)?;
                 self.tally.share_warnings();
+                for index in self.first..self.passes.len() {
+                    self.passes[index].conditions = self.renderer().encode_conditions(&self.passes[index])?;
+                }
                 self.texts.insert(texts).clone()
             }
         };
-        let denoised = self.denoise(&render, texts, &files)?;
-        let mut origin = Origin {
-            drawn: denoised.drawn,
-            steps_done: denoised.cancelled.then_some(denoised.finished_steps),
-            ..self.origin(&render)?
-        };
+        let (denoised, origin) = self.run(seed, &texts, &files)?;
         let latents = &denoised.latents;
-        if denoised.cancelled {
-            let source = Error::Cancelled { saved: None };
-            return Err(rescue::keep(source, latents, &origin, &files, &self.request.outputs));
-        }
         if let Some(path) = &files.latents {
-            latents::save(path, latents, &origin)?;
+            latents::save(path, latents, None, &origin)?;
             let _ = self.tally.emit(&Event::Written { path: path.clone() });
         }
         let checkpoints = self.request.outputs.checkpoint_every.is_some();
-        if checkpoints && render.start < render.steps {
-            self.save(&files.rescue, latents, &origin)?;
+        if checkpoints && !self.nothing_is_left() {
+            self.save(&files.rescue, latents, None, &origin)?;
         }
         let written = clip::write(&self.renderer(), latents, &origin, &files, &self.request.outputs);
-        let (path, health) =
-            written.map_err(|error| rescue::keep(error, latents, &origin, &files, &self.request.outputs))?;
-        if checkpoints && files.rescue.exists() {
+        let written = written
+            .map_err(|error| rescue::keep(error, latents, None, &origin, &files, &self.request.outputs))?;
+        // Who names a place for them keeps them until the clip is where it belongs.
+        if checkpoints && self.request.outputs.rescue.is_none() && files.rescue.exists() {
             fs::remove_file(&files.rescue).map_err(Error::file("remove", &files.rescue))?;
         }
-        origin.recipe.warnings = self.tally.warnings();
+        Ok(Some(self.finished(written, origin, files)))
+    }
+
+    fn finished(&mut self, (path, health): (PathBuf, Health), origin: Origin, files: Files) -> Clip {
         self.done += 1;
-        Ok(Some(Clip {
+        Clip {
             path,
             latents: files.latents,
             contact_sheet: files.contact_sheet.map(|sheet| sheet.path().to_owned()),
-            recipe: origin.recipe,
+            recipe: Recipe { warnings: self.tally.warnings(), ..origin.recipe },
             seconds: self.tally.seconds(),
             health,
-        }))
+        }
+    }
+
+    /// What the next clip will take.
+    pub fn forecast(&self) -> Result<Forecast> {
+        let (passes, conditioned) = (&self.passes[self.first..], !self.request.visual.is_empty());
+        let geometry = self.checkpoint.info().geometry;
+        let window = self.take.as_ref().map(|plan| plan.window_spec(&self.last().spec, &geometry));
+        forecast::of(self.checkpoint.as_ref(), passes, window, &self.place, conditioned)
     }
 
     fn renderer(&self) -> Renderer<'_> {
         Renderer { checkpoint: self.checkpoint.as_ref(), place: self.place.clone(), reporter: &self.tally }
     }
 
-    fn denoise(&self, render: &RenderRequest, texts: Vec<TextStates>, files: &Files) -> Result<Denoised> {
+    /// The pass that makes the clip.
+    fn last(&self) -> &RenderRequest {
+        self.passes.last().expect("a plan has at least one pass")
+    }
+
+    /// Whether all steps of all passes were done before this job.
+    fn nothing_is_left(&self) -> bool {
+        self.first + 1 == self.passes.len() && self.last().start == self.last().pass.count()
+    }
+
+    /// A pass whose prompts are enough for all of them.
+    fn asks_most(&self) -> Result<&RenderRequest> {
+        for pass in &self.passes[self.first..] {
+            if self.renderer().hears_negative(pass)? {
+                return Ok(pass);
+            }
+        }
+        Ok(self.last())
+    }
+
+    /// Takes a clip through all passes that are left. What is done is kept if they can't be finished.
+    fn run(&self, seed: u64, texts: &[TextStates], files: &Files) -> Result<(Denoised, Origin)> {
+        let (mut enlarged, mut before) = (None, None::<(Tensor, Origin)>);
+        for (index, pass) in self.passes.iter().enumerate().skip(self.first) {
+            let mut render = RenderRequest { seed, ..pass.clone() };
+            if let Some(latents) = enlarged.take() {
+                (render.latents, render.refine) = (Some(latents), true);
+            }
+            let origin = self.origin(index, seed)?;
+            let done =
+                self.denoise(&render, texts.to_vec(), files, &origin).map_err(|error| match &before {
+                    Some((latents, origin)) => {
+                        rescue::keep(error, latents, None, origin, files, &self.request.outputs)
+                    }
+                    None => error,
+                })?;
+            let last = index + 1 == self.passes.len();
+            let steps_done = (done.cancelled || !last).then_some(done.finished_steps);
+            let origin = Origin { drawn: done.drawn.clone(), steps_done, ..origin };
+            let keep = |error| {
+                let beside = done.beside.as_ref();
+                rescue::keep(error, &done.latents, beside, &origin, files, &self.request.outputs)
+            };
+            if done.cancelled {
+                return Err(keep(Error::Cancelled { saved: None }));
+            }
+            if last {
+                return Ok((done, origin));
+            }
+            if self.request.outputs.checkpoint_every.is_some() {
+                self.save(&files.rescue, &done.latents, None, &origin)?;
+            }
+            let (upsampler, next) = (self.upsamplers[index].as_ref(), &self.passes[index + 1].pass);
+            enlarged = Some(self.renderer().upsample(&done.latents, upsampler, next).map_err(keep)?);
+            before = Some((done.latents, origin));
+        }
+        unreachable!("a plan has at least one pass, and a stopped render was in one of them")
+    }
+
+    fn denoise(
+        &self,
+        render: &RenderRequest,
+        texts: Vec<TextStates>,
+        files: &Files,
+        origin: &Origin,
+    ) -> Result<Denoised> {
+        let saved = self.request.outputs.checkpoint_every.map(|every| (every, origin));
+        self.watched(render, files, saved, |hook| self.renderer().denoise(render, texts, hook))
+    }
+
+    /// Runs what denoises, shows early looks if they are wanted, and saves latents after every so many steps.
+    fn watched<T>(
+        &self,
+        render: &RenderRequest,
+        files: &Files,
+        saved: Option<(NonZeroUsize, &Origin)>,
+        run: impl FnOnce(&mut StepHook<'_>) -> Result<T>,
+    ) -> Result<T> {
         let mut previewer = match &files.preview {
             Some(target) => Previewer::new(self.checkpoint.as_ref(), target.clone(), render.spec.fps)?,
             None => None,
@@ -356,14 +527,12 @@ impl<'a> Job<'a> {
         if previewer.is_none() && files.preview.is_some() {
             self.warn("this model has no map from latents to colours: there is no preview".into());
         }
-        let origin = self.origin(render)?;
-        let every = self.request.outputs.checkpoint_every;
         let mut hook = |step: &Step<'_>| {
-            if step.done < step.total && every.is_some_and(|every| step.done.is_multiple_of(every.get())) {
-                let mut drawn = render.drawn_at_start();
-                drawn.global += step.draws;
-                let origin = Origin { drawn, steps_done: Some(step.done), ..origin.clone() };
-                self.save(&files.rescue, &step.latents()?, &origin)?;
+            let saved =
+                saved.filter(|(every, _)| step.done < step.total && step.done.is_multiple_of(every.get()));
+            if let Some((_, origin)) = saved {
+                let origin = Origin { drawn: step.drawn(), steps_done: Some(step.done), ..origin.clone() };
+                self.save(&files.rescue, &step.latents()?, step.beside()?.as_ref(), &origin)?;
             }
             let Some(shown) = previewer.as_ref().filter(|_| step.done < step.total) else { return Ok(()) };
             match shown.show(&step.estimate()?) {
@@ -378,14 +547,14 @@ impl<'a> Job<'a> {
             }
             Ok(())
         };
-        self.renderer().denoise(render, texts, &mut hook)
+        run(&mut hook)
     }
 
     /// Saves latents to go on from. A disk that can't take them is no reason to lose the clip.
-    fn save(&self, path: &Path, latents: &Tensor, origin: &Origin) -> Result<()> {
-        match latents::save(path, latents, origin) {
+    fn save(&self, path: &Path, latents: &Tensor, beside: Option<&Tensor>, origin: &Origin) -> Result<()> {
+        match latents::save(path, latents, beside, origin) {
             Ok(()) => {
-                let step = origin.steps_done.unwrap_or(origin.recipe.steps) as u64;
+                let step = origin.steps_done.unwrap_or_else(|| origin.recipe.steps(origin.pass)) as u64;
                 let _ = self.tally.emit(&Event::Saved { path: path.to_owned(), step });
             }
             Err(Error::File { action, path, source }) => {
@@ -396,51 +565,48 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    fn origin(&self, render: &RenderRequest) -> Result<Origin> {
+    fn origin(&self, pass: usize, seed: u64) -> Result<Origin> {
         Ok(Origin {
-            model: self.model_path()?,
-            recipe: self.recipe(render),
+            model: self.request.model.absolute()?,
+            upsamplers: self
+                .request
+                .sampling
+                .upsamplers
+                .iter()
+                .map(|path| whole_path(path))
+                .collect::<Result<_>>()?,
+            recipe: self.recipe(seed),
+            pass,
             drawn: Drawn::default(),
             steps_done: None,
+            windows_done: None,
+            content: None,
         })
     }
 
-    fn recipe(&self, render: &RenderRequest) -> Recipe {
-        let info = self.checkpoint.info();
+    fn recipe(&self, seed: u64) -> Recipe {
+        let recipe = recipe_of(self.checkpoint.info(), self.last(), &self.place);
+        let named = |path: &PathBuf| match path.file_name() {
+            // Where it lies on this machine is nothing that a video should tell.
+            Some(name) if path.is_absolute() => PathBuf::from(name),
+            _ => path.clone(),
+        };
+        let uses =
+            std::iter::once(None).chain(self.request.sampling.upsamplers.iter().map(|p| Some(named(p))));
+        let passes = self.passes.iter().zip(uses);
+        let passes = passes.map(|(pass, upsampler)| PassRecipe { upsampler, ..pass_of(pass) });
         Recipe {
-            sora: env!("CARGO_PKG_VERSION").into(),
-            model: info.name.clone(),
-            pipeline: info.pipeline.clone(),
-            prompt: render.prompt.clone(),
-            negative_prompt: render.negative_prompt.clone(),
-            seed: render.seed,
-            spec: render.spec,
-            steps: render.steps,
-            timesteps: render.timesteps.clone(),
-            guidance: render.guidance,
-            guidance_rescale: render.guidance_rescale,
-            max_sequence_length: render.max_sequence_length,
-            decode_timestep: render.decode.timestep,
-            decode_noise_scale: render.decode.noise_scale,
-            tiling: render.decode.tiling,
+            seed,
+            passes: passes.collect(),
             upscale: self.upscale,
+            take: self.take.as_ref().map(|plan| plan.settings.clone()),
             initial_latents: match &self.request.stopped {
                 Some(stopped) => stopped.initial_latents,
-                None => render.latents.is_some(),
+                None => self.request.initial_latents.is_some(),
             },
-            device: clip::device_name(&self.place),
-            dtype: self.place.dtype.as_str().into(),
+            visual: (!self.visual.is_empty()).then(|| self.visual.clone()),
             warnings: self.tally.warnings(),
-        }
-    }
-
-    /// Where the model lies, for whoever reads the latents from another folder.
-    fn model_path(&self) -> Result<Option<PathBuf>> {
-        match &self.request.model {
-            ModelSource::Embedded => Ok(None),
-            ModelSource::Folder(path) => {
-                std::path::absolute(path).map(Some).map_err(Error::file("find", path))
-            }
+            ..recipe
         }
     }
 
@@ -453,55 +619,44 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Fills in what the user left to the model.
-fn plan(
-    request: &GenerateRequest,
-    checkpoint: &dyn Checkpoint,
-    target: &Target,
-    seed: u64,
-) -> Result<(RenderRequest, Vec<String>)> {
-    let info = checkpoint.info();
-    let defaults = &info.defaults;
-    let length = match request.length {
-        LengthChoice::Default if target.format().is_still() => {
-            LengthChoice::Frames(info.geometry.frames_around(1).1)
-        }
-        length => length,
-    };
-    let size = match (request.size, request.upscale) {
-        (SizeChoice::Default | SizeChoice::Sides { width: None, height: None }, Some(upscale)) => {
-            upscale.aspect()
-        }
-        (size, _) => size,
-    };
-    let (spec, notes) = shape::settle(size, length, request.fps, &info.geometry, defaults)?;
-    let (latents, start, drawn) = match (&request.stopped, &request.initial_latents) {
-        (Some(stopped), _) => (Some(stopped.latents.clone()), stopped.steps_done, stopped.drawn),
-        (None, Some(path)) => (Some(latents::load(path)?.tensor), 0, Drawn::default()),
-        (None, None) => (None, 0, Drawn::default()),
-    };
-    let steps = request.timesteps.as_ref().map(Vec::len).or(request.steps).unwrap_or(defaults.steps);
-    let seconds = spec.frames as f64 / spec.fps;
-    let whole = Part { from: 0.0, until: seconds, whole: seconds };
-    let render = RenderRequest {
-        prompt: request.directing.prompt(&request.prompt, &defaults.direction, &info.name, whole)?,
-        negative_prompt: request.negative_prompt.clone().unwrap_or_else(|| defaults.negative_prompt.clone()),
-        spec,
-        steps,
-        guidance: request.guidance.unwrap_or(defaults.guidance),
-        guidance_rescale: request.guidance_rescale,
-        seed,
-        max_sequence_length: request.max_sequence_length.unwrap_or(defaults.max_sequence_length),
-        timesteps: request.timesteps.clone(),
-        decode: request.decode.clone(),
-        latents,
-        start,
-        drawn,
-    };
-    Ok((render, notes))
+/// What a pass says of itself.
+fn pass_of(render: &RenderRequest) -> PassRecipe {
+    PassRecipe { spec: render.spec, sampling: render.pass.clone(), upsampler: None }
+}
+
+/// What a render says of itself, before anything is known of files and warnings.
+pub(super) fn recipe_of(info: &ModelInfo, render: &RenderRequest, place: &Placement) -> Recipe {
+    Recipe {
+        sora: env!("CARGO_PKG_VERSION").into(),
+        model: info.name.clone(),
+        loras: info.loras.clone(),
+        pipeline: info.pipeline.clone(),
+        prompt: render.prompt.clone(),
+        negative_prompt: render.negative_prompt.clone(),
+        seed: render.seed,
+        spec: render.spec,
+        passes: vec![pass_of(render)],
+        max_sequence_length: render.max_sequence_length,
+        decode_timestep: render.decode.timestep,
+        decode_noise_scale: render.decode.noise_scale,
+        tiling: render.decode.tiling,
+        upscale: None,
+        take: None,
+        initial_latents: false,
+        visual: None,
+        woven: None,
+        device: clip::device_name(place),
+        dtype: place.dtype.as_str().into(),
+        warnings: Vec::new(),
+    }
+}
+
+/// A path for whoever reads it from another folder.
+fn whole_path(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::file("find", path))
 }
 
 /// A seed that nobody chose, short enough to be typed again.
-fn draw_seed() -> u64 {
+pub(super) fn draw_seed() -> u64 {
     RandomState::new().hash_one(std::process::id()) & u64::from(u32::MAX)
 }

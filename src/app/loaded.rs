@@ -12,9 +12,9 @@ use candle_core::Tensor;
 use crate::{
     error::Result,
     models::api::{
-        Activations, Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Denoiser, KeptBytes, LatentGrid,
-        ModelInfo, Placement, ScheduleSpec, TextEncoder, TextStates, Tiling, Timestep, VideoDecoder,
-        VideoEncoder, WeightBytes,
+        Activations, Checkpoint, ClipContext, Conditioning, DecodeNoise, DecodeOptions, Denoiser, KeptBytes,
+        LatentGrid, LatentStatistics, ModelInfo, Placement, Posterior, ScheduleSpec, Skip, TextEncoder,
+        TextStates, Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes, Work,
     },
     video::VideoSpec,
 };
@@ -119,6 +119,14 @@ impl Checkpoint for Loaded {
         self.0.checkpoint.schedule()
     }
 
+    fn text_identity(&self) -> Result<Option<String>> {
+        self.0.checkpoint.text_identity()
+    }
+
+    fn conditioning(&self) -> Conditioning {
+        self.0.checkpoint.conditioning()
+    }
+
     fn text_encoder(&self, place: &Placement) -> Result<Box<dyn TextEncoder>> {
         Ok(Box::new(Reader { shared: Arc::clone(&self.0), place: place.clone(), encoder: None }))
     }
@@ -138,12 +146,24 @@ impl Checkpoint for Loaded {
         Ok(Box::new(self.0.encoder.lend(self.0.keep.video, place, load)?))
     }
 
+    fn latent_statistics(&self) -> Result<LatentStatistics> {
+        self.0.checkpoint.latent_statistics()
+    }
+
     fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>> {
         self.0.checkpoint.latent_rgb()
     }
 
     fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations {
         self.0.checkpoint.activations(spec, place, tiling)
+    }
+
+    fn resident(&self, place: &Placement) -> WeightBytes {
+        self.0.checkpoint.resident(place)
+    }
+
+    fn work(&self, spec: &VideoSpec, text_tokens: usize, tiling: &Tiling) -> Work {
+        self.0.checkpoint.work(spec, text_tokens, tiling)
     }
 
     fn kept(&self) -> KeptBytes {
@@ -234,6 +254,16 @@ impl Denoiser for Lent<dyn Denoiser> {
     fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor> {
         (**self).velocity(tokens, timestep, branch)
     }
+
+    fn perturbed(
+        &mut self,
+        tokens: &Tensor,
+        timestep: &Timestep,
+        branch: usize,
+        skip: &Skip,
+    ) -> Result<Tensor> {
+        (**self).perturbed(tokens, timestep, branch, skip)
+    }
 }
 
 impl VideoDecoder for Lent<dyn VideoDecoder> {
@@ -249,7 +279,7 @@ impl VideoDecoder for Lent<dyn VideoDecoder> {
 }
 
 impl VideoEncoder for Lent<dyn VideoEncoder> {
-    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor> {
+    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Posterior> {
         (**self).encode(video, tiling)
     }
 }

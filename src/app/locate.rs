@@ -7,8 +7,8 @@ use crate::{
     event::{Event, Reporter},
     hub::{Address, Fetched, Hub, MODEL_INDEX, RepoId, Shadow, Wanted},
     models::{
-        catalog::{Checkpoint, Kind, Layout, catalog},
-        source::ModelSource,
+        catalog::{Checkpoint, Kind, Layout, Source, catalog},
+        source::{ModelSource, Parts},
     },
 };
 
@@ -42,6 +42,17 @@ impl Named {
             Err(error) if !local && name.contains('/') => Err(error),
             _ => Err(unknown(name, hub)),
         }
+    }
+
+    /// The parts of a model that isn't a path, but those of which the user has an own one.
+    fn parts_beside(&self, own: &Parts) -> Vec<Part> {
+        let mut parts = self.parts();
+        parts.retain(|part| match part.kind {
+            Kind::TextEncoder => own.text_encoder.is_none(),
+            Kind::Tokenizer => own.tokenizer.is_none(),
+            Kind::Model | Kind::Upsampler => true,
+        });
+        parts
     }
 
     /// The files that it is made of, for a model that isn't a path.
@@ -151,20 +162,22 @@ impl Located {
     }
 
     fn source(self) -> ModelSource {
-        ModelSource::Folder(self.model)
+        let parts = Parts { text_encoder: self.text_encoder, tokenizer: self.tokenizer, ..Parts::default() };
+        ModelSource::at(self.model).with(parts)
     }
 }
 
 /// Finds a model's files, and fetches those that aren't here.
 ///
-/// What is cached is taken as it is, whatever the hub has by now: [`super::models::pull`] asks.
-pub fn locate(name: &str, hub: &Hub, reporter: &dyn Reporter) -> Result<ModelSource> {
+/// What is cached is taken as it is, whatever the hub has by now: [`super::models::pull`] asks. Parts that `own` has
+/// aren't fetched.
+pub fn locate(name: &str, own: &Parts, hub: &Hub, reporter: &dyn Reporter) -> Result<ModelSource> {
     let named = Named::find(name, hub)?;
     if let Named::Local(path) = named {
-        return Ok(ModelSource::Folder(path));
+        return Ok(ModelSource::at(path));
     }
     let mut found = Vec::new();
-    for part in named.parts() {
+    for part in named.parts_beside(own) {
         let fetched = match part.cached(hub) {
             Some(fetched) => fetched,
             None => {
@@ -178,6 +191,28 @@ pub fn locate(name: &str, hub: &Hub, reporter: &dyn Reporter) -> Result<ModelSou
     Ok(Located::gather(found.into_iter()).ok_or_else(|| unknown(name, hub))?.source())
 }
 
+/// The recipe of the catalog that a name alone decides on, where headers might not.
+#[must_use]
+pub fn recipe_of(name: &str, hub: &Hub) -> Option<&'static str> {
+    let rows: Vec<&Checkpoint> = match Named::find(name, hub).ok()? {
+        Named::Local(_) => return None,
+        Named::Catalog(row) => vec![row],
+        Named::Hub(Address { repo, file }) => {
+            let repository = format!("{}/{}", repo.owner, repo.name);
+            let holds = |source: &Source| {
+                source.repository == repository
+                    && match &file {
+                        Some(file) => source.paths.contains(file),
+                        None => source.layout == Layout::Folder,
+                    }
+            };
+            catalog().checkpoints.iter().filter(|row| row.sources.iter().any(holds)).collect()
+        }
+    };
+    let recipe = rows.iter().find_map(|row| row.recipe.as_deref())?;
+    rows.iter().filter_map(|row| row.recipe.as_deref()).all(|other| other == recipe).then_some(recipe)
+}
+
 /// A model of which only the headers need be here.
 pub struct Outline {
     /// Opens like the model itself, as long as the outline lives.
@@ -187,14 +222,14 @@ pub struct Outline {
     _shadows: Vec<Shadow>,
 }
 
-/// Finds a model's headers; no weights are fetched.
-pub fn outline(name: &str, hub: &Hub) -> Result<Outline> {
+/// Finds a model's headers; no weights are fetched, and nothing of the parts that `own` has.
+pub fn outline(name: &str, own: &Parts, hub: &Hub) -> Result<Outline> {
     let named = Named::find(name, hub)?;
     if let Named::Local(path) = named {
-        return Ok(Outline { source: ModelSource::Folder(path), missing_bytes: 0, _shadows: Vec::new() });
+        return Ok(Outline { source: ModelSource::at(path), missing_bytes: 0, _shadows: Vec::new() });
     }
     let (mut found, mut shadows, mut missing_bytes) = (Vec::new(), Vec::new(), 0);
-    for part in named.parts() {
+    for part in named.parts_beside(own) {
         let folder = match part.cached(hub) {
             Some(fetched) => fetched.folder,
             None => {
@@ -276,6 +311,18 @@ mod tests {
             Named::find("a/b/c.gguf", &hub()).unwrap(),
             Named::Hub(Address { file: Some(_), .. })
         ));
+    }
+
+    #[test]
+    fn a_name_says_how_a_model_is_sampled() {
+        let recipe = |name: &str| recipe_of(name, &hub());
+        assert_eq!(recipe("ltxv-13b-0.9.8-dev"), Some("ltxv-13b-dev"));
+        // Its headers are those of the model that it was distilled from.
+        assert_eq!(recipe("Lightricks/LTX-Video-0.9.7-distilled"), Some("ltxv-13b-distilled"));
+        assert_eq!(recipe("Lightricks/LTX-Video"), Some("ltx-video-2b"));
+        let file = "Lightricks/LTX-Video/ltxv-2b-0.9.6-distilled-04-25.safetensors";
+        assert_eq!(recipe(file), Some("ltxv-2b-distilled"));
+        assert_eq!((recipe("somebody/else"), recipe("nowhere")), (None, None));
     }
 
     #[test]

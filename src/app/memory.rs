@@ -2,34 +2,80 @@
 
 use std::{fs, path::Path};
 
+use candle_core::DType;
+
 use crate::{
     app::loaded::Keep,
     error::{Error, Result},
-    models::api::{Activations, Checkpoint, KeptBytes, Placement, Tiling, WeightBytes},
+    models::api::{Activations, Checkpoint, Geometry, KeptBytes, Placement, Tiling, WeightBytes},
     video::VideoSpec,
 };
 
 const MIB: u64 = 1 << 20;
 
-/// What the program itself needs: code, FFmpeg's encoder, a few frames.
-const OWN: u64 = 64 * MIB;
+/// What the program itself has: code, threads, a few frames. As measured on small clips.
+const OWN: u64 = 56 * MIB;
+
+/// The catalog's name of a text encoder that takes little memory.
+const SMALL_TEXT_ENCODER: &str = "t5-xxl-q4";
 
 /// Small tiles that every decoder of this program can work in.
 const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((16, 8)), context: 0 };
 
 /// Refuses a clip that can't be held in memory, by an estimate from shapes alone, and says what could.
 ///
-/// Only the CPU's memory is reckoned with: a GPU says for itself when it is full.
+/// `encodes` says whether pictures or clips go through the encoder, too. Only the CPU's memory is reckoned with: a
+/// GPU says for itself when it is full.
 pub fn check(
     checkpoint: &dyn Checkpoint,
     spec: &VideoSpec,
     place: &Placement,
     tiling: &Tiling,
+    encodes: bool,
 ) -> Result<()> {
     match available() {
-        Some(have) if place.device.is_cpu() => check_against(have, checkpoint, spec, place, tiling),
+        Some(have) if place.device.is_cpu() => check_against(have, checkpoint, spec, place, tiling, encodes),
         _ => Ok(()),
     }
+}
+
+/// Refuses a clip whose decode can't be held in memory, see [`check`]: for long clips, of which no stage but this
+/// one sees the whole.
+pub fn check_decode(
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Result<()> {
+    let need = decode_need(checkpoint, spec, place, tiling);
+    match available() {
+        Some(have) if place.device.is_cpu() && need > have => Err(Error::OutOfMemory {
+            what: Stage::Decode.name().to_owned(),
+            need_mib: need.div_ceil(MIB),
+            have_mib: have / MIB,
+            hint: hint(&decode_ways(have, checkpoint, spec, place, tiling)),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn decode_need(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> u64 {
+    let needs = needs(checkpoint, spec, place, tiling, false);
+    needs.iter().filter(|need| need.stage == Stage::Decode).map(Need::sum).max().unwrap_or_default()
+}
+
+/// Flags with which a decode would fit into `have` bytes, each by itself.
+pub(super) fn decode_ways(
+    have: u64,
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Vec<String> {
+    let holds = |spec: &VideoSpec, place: &Placement, tiling: &Tiling| {
+        decode_need(checkpoint, spec, place, tiling) <= have
+    };
+    flags(&holds, &checkpoint.info().geometry, spec, place, tiling)
 }
 
 fn check_against(
@@ -38,17 +84,69 @@ fn check_against(
     spec: &VideoSpec,
     place: &Placement,
     tiling: &Tiling,
+    encodes: bool,
 ) -> Result<()> {
-    let peak = |spec: &VideoSpec, tiling: &Tiling| peak(checkpoint, spec, place, tiling);
-    let (stage, need) = peak(spec, tiling);
+    let (stage, need) = hungriest(&needs(checkpoint, spec, place, tiling, encodes));
     if need <= have {
         return Ok(());
     }
-    let fits = |spec: &VideoSpec| peak(spec, tiling).1 <= have;
-    let geometry = checkpoint.info().geometry;
+    Err(Error::OutOfMemory {
+        what: stage.name().to_owned(),
+        need_mib: need.div_ceil(MIB),
+        have_mib: have / MIB,
+        hint: hint(&ways(have, checkpoint, spec, place, tiling, encodes)),
+    })
+}
+
+/// A sentence on flags that would help.
+pub(super) fn hint(ways: &[String]) -> String {
+    match ways.is_empty() {
+        true => "the model itself is too large for this machine; use a smaller one".to_owned(),
+        false => format!("this would fit: {}", ways.join(", or ")),
+    }
+}
+
+/// Flags with which a clip would fit into `have` bytes, each by itself.
+pub(super) fn ways(
+    have: u64,
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+    encodes: bool,
+) -> Vec<String> {
+    let holds = |spec: &VideoSpec, place: &Placement, tiling: &Tiling| {
+        hungriest(&needs(checkpoint, spec, place, tiling, encodes)).1 <= have
+    };
+    let mut ways = flags(&holds, &checkpoint.info().geometry, spec, place, tiling);
+    let needs = needs(checkpoint, spec, place, tiling, encodes);
+    let too_large = |need: &Need| need.sum() > have;
+    // The text encoder alone is too large: its small form has about a third of its 16-bit one.
+    let small = checkpoint.info().weight_bytes.text / 3 + needs[0].working + needs[0].own;
+    if too_large(&needs[0]) && !needs[1..].iter().any(too_large) && small <= have {
+        ways.push(format!(
+            "--text-encoder with the file that `sora models pull {SMALL_TEXT_ENCODER}` prints"
+        ));
+    }
+    ways
+}
+
+/// Flags with which `holds` holds, each by itself.
+fn flags(
+    holds: &dyn Fn(&VideoSpec, &Placement, &Tiling) -> bool,
+    geometry: &Geometry,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Vec<String> {
+    let fits = |spec: &VideoSpec| holds(spec, place, tiling);
     let mut ways = Vec::new();
-    if peak(spec, &SMALL_TILES).1 <= have {
+    if holds(spec, place, &SMALL_TILES) {
         ways.push("--vae-tile 256:192 --vae-tile-frames 16:8".to_owned());
+    }
+    let half = Placement { dtype: DType::BF16, ..place.clone() };
+    if place.dtype == DType::F32 && holds(spec, &half, tiling) {
+        ways.push("--dtype bf16".to_owned());
     }
     let unit_t = geometry.temporal * geometry.patch_t;
     let shorter =
@@ -60,41 +158,102 @@ fn check_against(
         VideoSpec { width: side(spec.width), height: side(spec.height), ..*spec }
     });
     ways.extend(smaller.into_iter().find(fits).map(|s| format!("--size {}x{}", s.width, s.height)));
-    let hint = if ways.is_empty() {
-        "the model itself is too large for this machine; use a smaller one".to_owned()
-    } else {
-        format!("this would fit: {}", ways.join(", or "))
-    };
-    Err(Error::OutOfMemory {
-        what: stage.to_owned(),
-        need_mib: need.div_ceil(MIB),
-        have_mib: have / MIB,
-        hint,
-    })
+    ways
 }
 
-/// The hungriest stage, and its bytes. Stages are loaded one after another, never together unless they are kept.
-fn peak(
+/// A part of a render that is in memory by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Text,
+    Encode,
+    Denoise,
+    Decode,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "reading the prompt",
+            Self::Encode => "encoding pictures",
+            Self::Denoise => "denoising",
+            Self::Decode => "decoding",
+        }
+    }
+}
+
+/// What a stage needs, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Need {
+    pub stage: Stage,
+    /// Its weights, and others that stay in memory.
+    pub weights: u64,
+    /// The most that it holds beside them.
+    pub working: u64,
+    /// What the program itself has then.
+    pub own: u64,
+}
+
+impl Need {
+    fn sum(&self) -> u64 {
+        self.weights.saturating_add(self.working).saturating_add(self.own)
+    }
+}
+
+/// What each stage needs, in order. Stages are loaded one after another, never together unless they are kept.
+pub(super) fn needs(
     checkpoint: &dyn Checkpoint,
     spec: &VideoSpec,
     place: &Placement,
     tiling: &Tiling,
-) -> (&'static str, u64) {
-    let weights = checkpoint.info().weight_bytes;
-    stages(weights, checkpoint.kept(), checkpoint.activations(spec, place, tiling))
+    encodes: bool,
+) -> Vec<Need> {
+    let weights = checkpoint.resident(place);
+    let kept = checkpoint.kept();
+    let kept = KeptBytes { wanted: share(kept.wanted, weights), loaded: share(kept.loaded, weights) };
+    let mut needs = stages(weights, kept, checkpoint.activations(spec, place, tiling), encoder_bytes(spec));
+    needs.retain(|need| encodes || need.stage != Stage::Encode);
+    needs
 }
 
-fn stages(weights: WeightBytes, kept: KeptBytes, activations: Activations) -> (&'static str, u64) {
+/// The part of some weights that another reckoning of theirs has anything of.
+fn share(of: WeightBytes, weights: WeightBytes) -> WeightBytes {
+    let share = |some: u64, all: u64| if some > 0 { all } else { 0 };
+    WeightBytes {
+        text: share(of.text, weights.text),
+        denoiser: share(of.denoiser, weights.denoiser),
+        video: share(of.video, weights.video),
+    }
+}
+
+/// What a video encoder holds of the frames that it has been given: measured on H.264 at its usual settings, from
+/// 24 to 1,200 frames of 1280×720.
+fn encoder_bytes(spec: &VideoSpec) -> u64 {
+    const AHEAD: usize = 43;
+    (spec.width * spec.height * spec.frames.min(AHEAD)) as u64 * 9 / 2
+}
+
+/// The hungriest stage, and its bytes.
+fn hungriest(needs: &[Need]) -> (Stage, u64) {
+    let need = needs.iter().max_by_key(|need| need.sum()).expect("a render has stages");
+    (need.stage, need.sum())
+}
+
+fn stages(weights: WeightBytes, kept: KeptBytes, activations: Activations, encoder: u64) -> Vec<Need> {
     let KeptBytes { wanted, loaded } = kept;
     let yet_to_load = (wanted.text + wanted.denoiser + wanted.video)
         .saturating_sub(loaded.text + loaded.denoiser + loaded.video);
-    let stages = [
-        ("reading the prompt", weights.text.saturating_sub(wanted.text)),
-        ("denoising", weights.denoiser.saturating_sub(wanted.denoiser).saturating_add(activations.denoise)),
-        ("decoding", weights.video.saturating_sub(wanted.video).saturating_add(activations.decode)),
-    ];
-    let (stage, bytes) = stages.into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are three stages");
-    (stage, bytes.saturating_add(yet_to_load).saturating_add(OWN))
+    let need = |stage, weights: u64, kept: u64, working, own| Need {
+        stage,
+        weights: weights.saturating_sub(kept).saturating_add(yet_to_load),
+        working,
+        own,
+    };
+    vec![
+        need(Stage::Text, weights.text, wanted.text, activations.text, OWN),
+        need(Stage::Encode, weights.video, wanted.video, activations.encode, OWN),
+        need(Stage::Denoise, weights.denoiser, wanted.denoiser, activations.denoise, OWN),
+        need(Stage::Decode, weights.video, wanted.video, activations.decode, OWN + encoder),
+    ]
 }
 
 /// The stages that this machine can keep in memory through many clips up to this one's size. The denoiser comes
@@ -106,11 +265,11 @@ pub fn keep(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, ti
         return Keep { text: false, ..Keep::ALL };
     }
     let Some(have) = available() else { return Keep::ALL };
-    let weights = checkpoint.info().weight_bytes;
-    let activations = checkpoint.activations(spec, place, tiling);
+    let weights = checkpoint.resident(place);
+    let activations = Activations { encode: 0, ..checkpoint.activations(spec, place, tiling) };
     let fits = |keep: &Keep| {
         let kept = KeptBytes { wanted: keep.of(weights), loaded: WeightBytes::default() };
-        stages(weights, kept, activations).1 <= have
+        hungriest(&stages(weights, kept, activations, encoder_bytes(spec))).1 <= have
     };
     let ways = [Keep::ALL, Keep { text: false, ..Keep::ALL }, Keep { denoiser: true, ..Keep::NONE }];
     ways.into_iter().find(fits).unwrap_or(Keep::NONE)
@@ -198,9 +357,10 @@ mod tests {
     #[test]
     fn what_is_kept_counts_until_it_is_loaded() {
         let weights = WeightBytes { text: 60, denoiser: 20, video: 10 };
-        let activations = Activations { denoise: 5, decode: 40 };
+        let activations = Activations { text: 0, denoise: 5, decode: 40, encode: 0 };
         let need = |wanted, loaded| {
-            let (stage, bytes) = stages(weights, KeptBytes { wanted, loaded }, activations);
+            let (stage, bytes) = hungriest(&stages(weights, KeptBytes { wanted, loaded }, activations, 0));
+            let stage = stage.name();
             (stage, bytes - OWN)
         };
         let none = WeightBytes::default();

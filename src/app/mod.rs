@@ -1,20 +1,36 @@
 //! The verbs as library functions: jobs and files on this floor, tensors below it.
 
+pub mod batch;
+pub mod check;
 pub mod clip;
+pub mod convert;
 pub mod decode;
 pub mod direction;
 pub mod doctor;
+pub mod fingerprint;
+pub mod forecast;
 pub mod generate;
 pub mod inspect;
+pub mod journal;
 pub mod latents;
 pub mod loaded;
 pub mod locate;
 pub mod memory;
 pub mod models;
 pub mod outputs;
+pub mod passage;
+mod plan;
 mod preview;
 pub mod recipe;
+pub mod remembered;
 mod rescue;
+pub mod sampling;
+pub mod seam;
 pub mod shape;
+pub mod speed;
+pub mod storyboard;
+pub mod take;
 mod tally;
+pub mod visual;
+pub mod weave;
 mod wording;

@@ -12,7 +12,10 @@ use crate::{
     error::{Error, Result},
     event::{Event, Reporter},
     hub::{Address, CachedRepo, Hub, Verified, not_cached},
-    models::catalog::{Checkpoint, Kind, catalog},
+    models::{
+        catalog::{Checkpoint, Kind, catalog},
+        source::Parts,
+    },
 };
 
 /// What there is.
@@ -167,7 +170,7 @@ pub fn verify(name: &str, hub: &Hub, repair: bool, reporter: &dyn Reporter) -> R
 /// What is known of a model, from its headers; no weights are fetched.
 pub fn facts(name: &str, hub: &Hub) -> Result<ModelFacts> {
     let named = Named::find(name, hub)?;
-    let outline = outline(name, hub)?;
+    let outline = outline(name, &Parts::default(), hub)?;
     let catalog = match &named {
         Named::Catalog(row) => Some((*row).clone()),
         _ => None,

@@ -55,6 +55,8 @@ pub struct Files {
     pub preview: Option<Target>,
     /// Where latents go when the video can't be finished.
     pub rescue: PathBuf,
+    /// Where the finished windows of a long clip are kept until all of it is done.
+    pub windows: PathBuf,
 }
 
 impl Outputs {
@@ -96,6 +98,7 @@ impl Outputs {
                 Some(path) => number(path),
                 None => beside("latents.safetensors"),
             },
+            windows: beside("windows.safetensors"),
             target,
         };
         Ok(files)
@@ -174,7 +177,7 @@ fn numbered(path: &Path, number: usize, count: usize) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path.file_name().unwrap_or_default());
     name.push(format!(".{suffix}"));
     path.with_file_name(name)

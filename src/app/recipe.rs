@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    app::{sampling::PassRecipe, take::Take, visual::Visual, weave::Woven},
     error::{Error, Result},
     media,
-    models::api::{ModelInfo, Tiling},
+    models::{
+        api::{LoraUse, ModelInfo, Tiling},
+        source::Parts,
+    },
     video::{Size, VideoSpec},
 };
 
@@ -18,6 +22,9 @@ pub struct Recipe {
     pub sora: String,
     /// The model's name.
     pub model: String,
+    /// What changed the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraUse>,
     /// The pipeline class whose arithmetic was followed.
     pub pipeline: String,
     /// What was asked for.
@@ -30,16 +37,8 @@ pub struct Recipe {
     /// Size, length and rate.
     #[serde(flatten)]
     pub spec: VideoSpec,
-    /// Denoising steps.
-    pub steps: usize,
-    /// Timesteps, where they were given by hand.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timesteps: Option<Vec<f32>>,
-    /// Classifier-free guidance scale.
-    pub guidance: f64,
-    /// Guidance rescale.
-    #[serde(default)]
-    pub guidance_rescale: f64,
+    /// The passes of the denoise loop, each with its schedule and guidance.
+    pub passes: Vec<PassRecipe>,
     /// Tokens that the prompt was padded or cut to.
     pub max_sequence_length: usize,
     /// Timestep of the decoder.
@@ -54,9 +53,18 @@ pub struct Recipe {
     /// The size that the decoded frames were brought to, if it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upscale: Option<Size>,
+    /// How a clip longer than the model's window was cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take: Option<Take>,
     /// Whether the initial latents came from a file instead of the seed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub initial_latents: bool,
+    /// Pictures and clips it was prompted with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visual: Option<Visual>,
+    /// The clips that it goes on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub woven: Option<Woven>,
     /// The device it ran on.
     pub device: String,
     /// The number type it ran in.
@@ -73,21 +81,22 @@ impl Recipe {
         Self {
             sora: env!("CARGO_PKG_VERSION").into(),
             model: model.name.clone(),
+            loras: model.loras.clone(),
             pipeline: model.pipeline.clone(),
             prompt: String::new(),
             negative_prompt: String::new(),
             seed: 0,
             spec,
-            steps: 0,
-            timesteps: None,
-            guidance: 0.0,
-            guidance_rescale: 0.0,
+            passes: Vec::new(),
             max_sequence_length: 0,
             decode_timestep: 0.0,
             decode_noise_scale: None,
             tiling: Tiling::default(),
             upscale: None,
+            take: None,
             initial_latents: false,
+            visual: None,
+            woven: None,
             device: String::new(),
             dtype: String::new(),
             warnings: Vec::new(),
@@ -98,6 +107,12 @@ impl Recipe {
     #[must_use]
     pub fn frame_size(&self) -> Size {
         self.upscale.unwrap_or(self.spec.size())
+    }
+
+    /// Steps of pass number `pass`.
+    #[must_use]
+    pub fn steps(&self, pass: usize) -> usize {
+        self.passes.get(pass).map_or(0, |pass| pass.sampling.count())
     }
 
     /// The recipe in one line of JSON.
@@ -116,6 +131,9 @@ pub struct RecipeFile {
     /// Where the model lies; nothing means the embedded one, or that nobody says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_path: Option<PathBuf>,
+    /// Parts of the model that lie elsewhere, and what changes it.
+    #[serde(default, skip_serializing_if = "Parts::is_empty")]
+    pub parts: Parts,
     /// The job of a batch that it comes from, by the hash of all that determines it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,

@@ -17,26 +17,37 @@ use crate::{
 pub(super) fn keep(
     error: Error,
     latents: &Tensor,
+    beside: Option<&Tensor>,
     origin: &Origin,
     files: &Files,
     outputs: &Outputs,
 ) -> Error {
     let kept = match &files.latents {
         Some(path) if origin.steps_done.is_none() && path.exists() => Some(path.clone()),
-        _ => save_somewhere(latents, origin, &files.rescue),
+        _ => save_somewhere(latents, beside, origin, &files.rescue),
     };
     let Some(saved) = kept else { return error };
     let verb = if origin.steps_done.is_some() { "gen --resume" } else { "decode" };
-    let target = Some(files.target.path().to_string_lossy().into_owned());
-    let flags = Outputs { target, ..outputs.clone() }.flags();
-    let go_on = format!("sora {verb} {} {flags}", shell_path(&saved));
-    Error::Unfinished { saved, go_on, source: Box::new(error) }
+    self::kept(error, &saved, verb, files, outputs)
 }
 
-fn save_somewhere(latents: &Tensor, origin: &Origin, beside: &Path) -> Option<PathBuf> {
-    let name = beside.file_name()?;
-    let places = [beside.to_owned(), std::env::temp_dir().join(name)];
-    places.into_iter().find(|place| latents::save(place, latents, origin).is_ok())
+/// Wraps an error when all that was done lies in a file already; `verb` goes on from there.
+pub(super) fn kept(error: Error, saved: &Path, verb: &str, files: &Files, outputs: &Outputs) -> Error {
+    let target = Some(files.target.path().to_string_lossy().into_owned());
+    let flags = Outputs { target, ..outputs.clone() }.flags();
+    let go_on = format!("sora {verb} {} {flags}", shell_path(saved));
+    Error::Unfinished { saved: saved.to_owned(), go_on, source: Box::new(error) }
+}
+
+fn save_somewhere(
+    latents: &Tensor,
+    beside: Option<&Tensor>,
+    origin: &Origin,
+    rescue: &Path,
+) -> Option<PathBuf> {
+    let name = rescue.file_name()?;
+    let places = [rescue.to_owned(), std::env::temp_dir().join(name)];
+    places.into_iter().find(|place| latents::save(place, latents, beside, origin).is_ok())
 }
 
 /// A path as a shell reads it back.

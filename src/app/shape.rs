@@ -16,6 +16,21 @@ pub struct Aspect {
     height: f64,
 }
 
+impl Aspect {
+    /// The shape of a picture; those that no video should have count as the nearest that it may.
+    #[must_use]
+    pub fn of(width: usize, height: usize) -> Self {
+        let (width, height) = (width as f64, height as f64);
+        if (0.1..=10.0).contains(&(width / height)) {
+            Self { width, height }
+        } else if width > height {
+            Self { width: 10.0, height: 1.0 }
+        } else {
+            Self { width: 1.0, height: 10.0 }
+        }
+    }
+}
+
 impl FromStr for Aspect {
     type Err = Error;
 
@@ -164,7 +179,8 @@ pub fn settle(
     Ok((VideoSpec { width, height, frames, fps }, notes))
 }
 
-fn nearest_size(aspect: Aspect, pixels: usize, geometry: &Geometry) -> (usize, usize) {
+/// The valid size nearest to an aspect, with about as many `pixels`.
+pub(super) fn nearest_size(aspect: Aspect, pixels: usize, geometry: &Geometry) -> (usize, usize) {
     let unit = geometry.spatial * geometry.patch;
     let ratio = aspect.width / aspect.height;
     let pixels = pixels as f64;
@@ -182,7 +198,8 @@ fn nearest_size(aspect: Aspect, pixels: usize, geometry: &Geometry) -> (usize, u
         .expect("the ranges hold at least two numbers")
 }
 
-fn nearest_frames(frames: f64, geometry: &Geometry) -> usize {
+/// The valid number of frames nearest to a wish.
+pub(super) fn nearest_frames(frames: f64, geometry: &Geometry) -> usize {
     let latent = ((frames - 1.0) / geometry.temporal as f64).round().max(0.0) as usize + 1;
     let latent = latent.div_ceil(geometry.patch_t) * geometry.patch_t;
     geometry.temporal * (latent - 1) + 1

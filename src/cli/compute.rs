@@ -37,7 +37,8 @@ impl ComputeArgs {
     }
 }
 
-fn start(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+/// Sets how many threads all arithmetic uses. Must run before anything computes.
+pub fn start(threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let threads = match threads {
         Some(n) => n.get(),
         None => {

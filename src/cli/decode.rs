@@ -11,8 +11,8 @@ use sora::{
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, outcome, output::OutputArgs, progress,
-    reporting::ReportArgs,
+    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, model::PartArgs, outcome, output::OutputArgs,
+    progress, reporting::ReportArgs,
 };
 
 /// Decode saved latents into a video
@@ -28,6 +28,9 @@ pub struct Args {
     /// Model, as for `sora gen` [default: the one the latents name, else the one that is built in]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
+
+    #[command(flatten)]
+    parts: PartArgs,
 
     /// Frames a second [default: as the latents say, else the model's own]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
@@ -60,8 +63,14 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     super::interrupt::watch()?;
     let report = args.report.clone();
     let reporter = progress::reporter(&report);
-    let model =
-        args.model.take().map(|name| locate(&name, &args.hub.open(), reporter.as_ref())).transpose()?;
+    let (hub, own) = (args.hub.open(), args.parts.clone().lower());
+    let model = args.model.take().map(|name| locate(&name, &own, &hub, reporter.as_ref())).transpose()?;
+    let parts = args.parts.clone();
+    // Parts alone are those of the built-in model.
+    let model = match model {
+        None if parts.is_empty() => None,
+        model => Some(parts.onto(model.unwrap_or_default())),
+    };
     let clip = decode(&lower(args, model), reporter.as_ref())?;
     outcome::print(&clip, &report)?;
     Ok(clip.verdict()?)

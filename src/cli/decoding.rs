@@ -3,8 +3,8 @@
 use clap::Args;
 use sora::{
     Error,
-    app::shape::Upscale,
-    models::api::{DecodeOptions, Tiling},
+    app::{decode::DecodeChoice, shape::Upscale},
+    models::api::Tiling,
 };
 
 /// How latents become pictures.
@@ -44,8 +44,8 @@ const CONTEXT: usize = 4;
 
 impl DecodingArgs {
     /// Overrides what was asked for by flags.
-    pub fn apply(&self, options: &mut DecodeOptions) {
-        options.timestep = self.decode_timestep.unwrap_or(options.timestep);
+    pub fn apply(&self, options: &mut DecodeChoice) {
+        options.timestep = self.decode_timestep.or(options.timestep);
         options.noise_scale = self.decode_noise_scale.or(options.noise_scale);
         options.tiling.spatial = self.vae_tile.or(options.tiling.spatial);
         options.tiling.temporal = self.vae_tile_frames.or(options.tiling.temporal);

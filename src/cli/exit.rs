@@ -13,12 +13,13 @@ pub enum Exit {
     Resources = 5,
     BadOutput = 6,
     Hub = 7,
+    Partial = 8,
     Internal = 70,
     Cancelled = 130,
 }
 
 /// What `--help` and the man page say about each code.
-pub const TABLE: [(Exit, &str); 9] = [
+pub const TABLE: [(Exit, &str); 10] = [
     (Exit::Ok, "done"),
     (Exit::Usage, "the command line asks for something that can't be"),
     (Exit::Model, "a model's files are missing, damaged or of another kind"),
@@ -29,6 +30,7 @@ pub const TABLE: [(Exit, &str); 9] = [
         "the video was written, but it is no picture of anything (NaN, one colour, frozen noise)",
     ),
     (Exit::Hub, "a model couldn't be downloaded: no connection, no such model, no leave, wrong bytes"),
+    (Exit::Partial, "some jobs of a batch failed, the others are done"),
     (Exit::Internal, "a defect of this program"),
     (Exit::Cancelled, "stopped by Ctrl-C"),
 ];
@@ -47,6 +49,7 @@ impl From<ErrorKind> for Exit {
             ErrorKind::Resources => Self::Resources,
             ErrorKind::BadOutput => Self::BadOutput,
             ErrorKind::Hub => Self::Hub,
+            ErrorKind::Partial => Self::Partial,
             ErrorKind::Cancelled => Self::Cancelled,
             _ => Self::Internal,
         }

@@ -7,19 +7,30 @@ use sora::{
     app::{
         direction::{Camera, Directing},
         generate::{GenerateRequest, Job},
-        locate::locate,
+        loaded::{Keep, Loaded},
+        locate::{locate, recipe_of},
         outputs::Preview,
         recipe::RecipeFile,
         shape::{Aspect, LengthChoice, SizeChoice},
+        weave::{WeaveRequest, looped, weave},
     },
     device::DTypeChoice,
-    models::source::ModelSource,
+    event::Reporter,
+    models::source::{ModelSource, Parts},
     video::Size,
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, output::OutputArgs, progress,
+    compute::ComputeArgs,
+    decoding::DecodingArgs,
+    hub::{HubArgs, PromptArgs},
+    model::PartArgs,
+    output::OutputArgs,
+    progress,
     reporting::ReportArgs,
+    sampling::SamplingArgs,
+    visual::{Going, VisualArgs, WeavingArgs},
+    windows::WindowArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -31,6 +42,9 @@ Examples:
 const MORE_EXAMPLES: &str = "\
   sora gen \"a monster dances\" -o take.mp4 --num-videos 4 --contact-sheet sheet.png
   sora gen \"a lighthouse at night\" --model ./ltx-video --size 704x480 --frames 97 --dtype bf16
+  sora gen \"the waves roll in\" --init-image beach.jpg -o beach.mp4
+  sora gen \"she turns round\" --keyframe 0:a.png --keyframe -1:b.png -o turn.mp4
+  sora gen \"the wave breaks\" --init-video wave.mp4 --extend both --duration 3s -o long.mp4
   sora gen --resume out.mp4.latents.safetensors -o out.mp4
   sora gen --recipe out.mp4 -o again.mp4";
 
@@ -46,7 +60,7 @@ pub struct Args {
     #[arg(required_unless_present_any = ["resume", "recipe"])]
     prompt: Option<String>,
 
-    /// Model: a path, OWNER/NAME of the hub or a known name [default: the one that is built in]
+    /// Model: a path or a name [default: the one that is built in]
     ///
     /// A folder or file; OWNER/NAME[@REVISION] or OWNER/NAME/FILE of the hub, which is downloaded if it isn't in the
     /// cache; or a name from `sora models list`. What lies at a path of that name always wins.
@@ -60,7 +74,11 @@ pub struct Args {
     #[command(flatten)]
     direction: DirectionArgs,
     #[command(flatten)]
+    visual: VisualArgs,
+    #[command(flatten)]
     video: VideoArgs,
+    #[command(flatten)]
+    clips: ClipsArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -72,6 +90,15 @@ pub struct Args {
     #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]
+    prompts: PromptArgs,
+    /// Keep all stages in memory between videos
+    ///
+    /// By default each stage leaves memory when its work is done, and only one is there at a time.
+    #[arg(long, hide_short_help = true, help_heading = "Compute")]
+    keep_loaded: bool,
+    #[command(flatten)]
+    parts: PartArgs,
+    #[command(flatten)]
     hub: HubArgs,
     #[command(flatten)]
     report: ReportArgs,
@@ -81,13 +108,31 @@ impl Args {
     pub fn report(&self) -> &ReportArgs {
         &self.report
     }
+
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
+    pub fn hub(&self) -> &HubArgs {
+        &self.hub
+    }
+
+    pub fn start_threads(&self) -> anyhow::Result<()> {
+        self.compute.start_threads()
+    }
+
+    /// Whether and how a clip goes on.
+    pub fn going(&self) -> Result<Going, Error> {
+        self.visual.going()
+    }
 }
 
 /// Words that a model was trained on, or phrases for those that say nothing of it.
 #[derive(Debug, clap::Args)]
 struct DirectionArgs {
-    /// What the camera does, e.g. "slow zoom in" or "pan left until 3s then static"
+    /// What the camera does, e.g. "slow zoom in"
     ///
+    /// Or "pan left until 3s then static", with the moves
     /// static, pan left|right, tilt up|down, zoom in|out, dolly in|out, truck left|right, crane up|down, orbit, follow,
     /// shake; or what the model was trained on. In long clips a move is said to the windows that it falls into.
     #[arg(long, value_name = "MOVES")]
@@ -133,30 +178,15 @@ struct VideoArgs {
     /// Frames a second
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     fps: Option<f64>,
+
+    #[command(flatten)]
+    windows: WindowArgs,
 }
 
-/// How the noise becomes a clip.
+/// Seeds and numbers.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
-struct SamplingArgs {
-    /// Denoising steps: more is slower and finer
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-
-    /// How strongly the prompt pulls; up to 1 is not at all
-    #[arg(short, long, value_name = "SCALE", allow_negative_numbers = true)]
-    guidance: Option<f64>,
-
-    /// Take back over-exposure by strong guidance (0..1)
-    #[arg(
-        long,
-        value_name = "SHARE",
-        default_value_t = 0.0,
-        allow_negative_numbers = true,
-        hide_short_help = true
-    )]
-    guidance_rescale: f64,
-
+pub struct ClipsArgs {
     /// The same seed gives the same video [default: drawn]
     ///
     /// A seed that was drawn is printed and kept in the file.
@@ -166,18 +196,8 @@ struct SamplingArgs {
     /// Videos to make
     ///
     /// They have the seeds SEED, SEED+1, … and numbered names: out-1.mp4, out-2.mp4, …
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true)]
     num_videos: usize,
-
-    /// Timesteps by hand (1000..0), as distilled models want them; they count instead of --steps
-    #[arg(
-        long,
-        value_name = "T,T,…",
-        value_delimiter = ',',
-        allow_negative_numbers = true,
-        hide_short_help = true
-    )]
-    timesteps: Option<Vec<f32>>,
 
     /// Tokens that the prompt is padded or cut to [default: the model's own]
     #[arg(long, value_name = "N", hide_short_help = true)]
@@ -189,7 +209,14 @@ struct SamplingArgs {
 #[command(next_help_heading = "Latents")]
 struct LatentsArgs {
     /// Show a small approximation while denoising [default: <output>.preview.gif]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        hide_short_help = true
+    )]
     preview: Option<String>,
 
     /// Keep the final latents for `sora decode`
@@ -205,7 +232,7 @@ struct LatentsArgs {
     checkpoint_every: Option<NonZeroUsize>,
 
     /// Make a video again: the .json file beside it, or a video that sora wrote
-    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED)]
+    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED, hide_short_help = true)]
     recipe: Option<PathBuf>,
 
     /// Go on with a render that Ctrl-C stopped
@@ -232,17 +259,24 @@ const DECIDED: &[&str] = &[
     "frames",
     "duration",
     "fps",
-    "steps",
-    "guidance",
-    "guidance_rescale",
     "seed",
     "num_videos",
-    "timesteps",
     "max_sequence_length",
     "latents",
+    "window",
+    "overlap",
+    "match_colour",
+    "init_image",
+    "keyframe",
+    "init_video",
+    "fit",
+    "no_compress_init",
+    "condition_noise",
+    "looped",
+    "SamplingArgs",
 ];
 
-fn seconds(text: &str) -> Result<f64, Error> {
+pub fn seconds(text: &str) -> Result<f64, Error> {
     let text = text.trim();
     let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
         Some(at) => text.split_at(at),
@@ -268,15 +302,39 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     }
     args.compute.start_threads()?;
     super::interrupt::watch()?;
-    let report = args.report.clone();
+    let (report, keep_loaded) = (args.report.clone(), args.keep_loaded);
+    let (going, WeavingArgs { context, window }) = (args.going()?, args.visual.weaving.clone());
     let reporter = progress::reporter(&report);
-    let model =
-        args.model.take().map(|name| locate(&name, &args.hub.open(), reporter.as_ref())).transpose()?;
-    let request = lower(args, model)?;
-    let mut job = Job::prepare(&request, reporter.as_ref())?;
+    let request = lower(args, &|name, own, hub| locate(name, own, &hub.open(), reporter.as_ref()))?;
+    let clip = match going {
+        Going::Not => return generate(&request, reporter.as_ref(), &report, keep_loaded),
+        Going::Looped => looped(&request, context, window, reporter.as_ref())?,
+        Going::On(pattern) => {
+            let request = WeaveRequest { base: request, pattern, context, window, made: None };
+            weave(&request, reporter.as_ref())?
+        }
+    };
+    super::outcome::print(&clip, &report)?;
+    Ok(clip.verdict()?)
+}
+
+fn generate(
+    request: &GenerateRequest,
+    reporter: &dyn Reporter,
+    report: &ReportArgs,
+    keep_loaded: bool,
+) -> anyhow::Result<()> {
+    let mut checkpoint = request.open()?;
+    if keep_loaded {
+        checkpoint = Box::new(Loaded::new(checkpoint, Keep::ALL));
+    }
+    let mut job = Job::prepare_on(request, reporter, checkpoint)?;
+    if report.verbose {
+        eprint!("{}", super::plan::text(&job.forecast()?));
+    }
     let mut verdict = Ok(());
     while let Some(outcome) = job.next_clip()? {
-        super::outcome::print(&outcome, &report)?;
+        super::outcome::print(&outcome, report)?;
         verdict = verdict.and(outcome.verdict());
     }
     Ok(verdict?)
@@ -288,29 +346,52 @@ fn prompt_from_stdin() -> anyhow::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn lower(args: Args, model: Option<ModelSource>) -> Result<GenerateRequest, Error> {
+/// Finds a model by its name, without the parts that the user has own ones of.
+pub type Locate<'a> = dyn Fn(&str, &Parts, &HubArgs) -> Result<ModelSource, Error> + 'a;
+
+/// What the library is asked for; `locate` finds a model by its name. Whether a clip goes on, [`Args::going`] says.
+pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Error> {
+    if args.sampling.recipe_name.is_none()
+        && let Some(name) = args.model.as_deref().and_then(|name| recipe_of(name, &args.hub.open()))
+    {
+        args.sampling.recipe_name = Some(name.parse()?);
+    }
+    for path in args.sampling.upsampler.iter_mut().filter(|path| !path.exists()) {
+        let found = locate(&path.to_string_lossy(), &Parts::default(), &args.hub)?;
+        *path = found.file().map_or_else(|| path.clone(), Into::into);
+    }
     let Args {
         prompt,
-        model: _,
+        model,
+        mut parts,
         negative_prompt,
         direction,
+        visual,
         video,
+        clips,
         sampling,
         decoding,
         output,
         latents,
         compute,
-        hub: _,
+        prompts,
+        keep_loaded: _,
+        hub,
         report: _,
     } = args;
+    let own = parts.clone().lower();
+    let mut model = model.map(|name| locate(&name, &own, &hub)).transpose()?;
     let mut request = match (latents.resume, latents.recipe) {
         (Some(file), _) => GenerateRequest::resume(&file)?,
         (None, Some(file)) => {
             let mut recipe = RecipeFile::read(&file)?;
             // A model that is named now counts instead of the recipe's, which may lie elsewhere.
-            if let Some(ModelSource::Folder(path)) = &model {
-                recipe.model_path = Some(path.clone());
+            if let Some(model) = model.take() {
+                recipe.model_path = model.base().file().map(Into::into);
+                recipe.parts = model.parts();
             }
+            let own = ModelSource::Embedded.with(recipe.parts);
+            recipe.parts = std::mem::take(&mut parts).onto(own).parts();
             GenerateRequest::remake(recipe)?
         }
         (None, None) => GenerateRequest {
@@ -320,23 +401,20 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<GenerateRequest, Erro
             size: video.size(),
             length: video.length(),
             fps: video.fps,
-            steps: sampling.steps,
-            timesteps: sampling.timesteps,
-            guidance: sampling.guidance,
-            guidance_rescale: sampling.guidance_rescale,
-            max_sequence_length: sampling.max_sequence_length,
-            seed: sampling.seed,
-            clips: sampling.num_videos,
+            take: video.windows.lower(visual.weaving.window),
             initial_latents: latents.latents,
-            ..GenerateRequest::default()
+            visual: visual.lower(),
+            ..clips.request(sampling)
         },
     };
     if let Some(model) = model {
         request.model = model;
     }
+    request.model = parts.onto(request.model);
     decoding.apply(&mut request.decode);
     request.upscale = decoding.upscale.or(request.upscale);
     request.device = compute.device;
+    request.prompt_cache = prompts.cache();
     if compute.dtype != DTypeChoice::Auto {
         request.dtype = compute.dtype;
     }
@@ -349,6 +427,19 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<GenerateRequest, Erro
         Some(file) => Preview::At(file.into()),
     };
     Ok(request)
+}
+
+impl ClipsArgs {
+    /// A request that these flags and those on the sampling alone have been heard for.
+    pub fn request(self, sampling: SamplingArgs) -> GenerateRequest {
+        GenerateRequest {
+            sampling: sampling.lower(),
+            max_sequence_length: self.max_sequence_length,
+            seed: self.seed,
+            clips: self.num_videos,
+            ..GenerateRequest::default()
+        }
+    }
 }
 
 impl VideoArgs {

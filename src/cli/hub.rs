@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::Args;
-use sora::hub::{ENDPOINT, Hub, HubConfig, Token};
+use sora::{
+    app::remembered::PromptCache,
+    hub::{ENDPOINT, Hub, HubConfig, Token},
+};
 
 /// Where models come from.
 #[derive(Debug, Clone, Default, Args)]
@@ -30,6 +33,35 @@ impl HubArgs {
             offline: self.offline || ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().any(is_on),
             ..HubConfig::new(cache(&home))
         })
+    }
+}
+
+/// Where encoded prompts are kept.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Models")]
+pub struct PromptArgs {
+    /// Folder for encoded prompts [default: the user's cache, for models with a large text encoder]
+    ///
+    /// A prompt that was encoded once needs no text encoder again. SORA_CACHE says where the user's cache is.
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub prompt_cache: Option<PathBuf>,
+
+    /// Encode prompts anew, and keep nothing of them
+    #[arg(long, hide_short_help = true, conflicts_with = "prompt_cache")]
+    pub no_prompt_cache: bool,
+}
+
+impl PromptArgs {
+    /// What the flags ask for.
+    pub fn cache(self) -> Option<PromptCache> {
+        match self.prompt_cache {
+            _ if self.no_prompt_cache => None,
+            Some(folder) => Some(PromptCache { from_weight_bytes: 0, ..PromptCache::new(folder) }),
+            None => {
+                let own = folder("SORA_CACHE").unwrap_or_else(|| caches().join("sora"));
+                Some(PromptCache::new(own.join("prompts")))
+            }
+        }
     }
 }
 

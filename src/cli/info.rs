@@ -7,10 +7,10 @@ use sora::{
         inspect::{Inspection, inspect},
         locate::outline,
     },
-    models::source::ModelSource,
+    models::{api::Identified, source::ModelSource},
 };
 
-use super::hub::HubArgs;
+use super::{hub::HubArgs, model::PartArgs};
 
 /// Say what a model is, from its headers alone
 #[derive(Debug, clap::Args)]
@@ -23,16 +23,20 @@ pub struct Args {
     #[command(flatten)]
     hub: HubArgs,
 
+    #[command(flatten)]
+    parts: PartArgs,
+
     /// Print a JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let inspection = match &args.model {
-        None => inspect(&ModelSource::Embedded)?,
-        Some(name) => inspect(&outline(name, &args.hub.open())?.source)?,
-    };
+    let hub = args.hub.open();
+    let own = args.parts.clone().lower();
+    let outline = args.model.as_ref().map(|name| outline(name, &own, &hub)).transpose()?;
+    let model = outline.as_ref().map_or(ModelSource::Embedded, |outline| outline.source.clone());
+    let inspection = inspect(&args.parts.clone().onto(model))?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&inspection)?)?;
@@ -61,6 +65,14 @@ pub fn table(inspection: &Inspection) -> String {
         ),
         ("steps", d.steps.to_string()),
         ("guidance", d.guidance.to_string()),
+        (
+            "recipe",
+            match info.published {
+                Identified::Unknown => "its pipeline's own".into(),
+                Identified::Recipe(name) => name.into(),
+                Identified::Unclear(one, other) => format!("{one} or {other}: --recipe-name says which"),
+            },
+        ),
         ("prompt", format!("up to {} tokens", d.max_sequence_length)),
         ("text encoder", mib(w.text)),
         ("denoiser", format!("{} + {} while it works", mib(w.denoiser), mib(activation_bytes.denoise))),

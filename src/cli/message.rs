@@ -55,6 +55,21 @@ impl From<&anyhow::Error> for Failure {
     }
 }
 
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let mut causes: Vec<String> = Vec::new();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !causes.last().unwrap_or(&error.to_string()).ends_with(&text) {
+                causes.push(text);
+            }
+            source = cause.source();
+        }
+        Self { message: error.to_string(), causes, hint: error.hint(), exit: error.kind().into() }
+    }
+}
+
 impl Failure {
     /// Prints it for a person, or as one JSON object when stderr is a stream of those.
     pub fn print(&self, json: bool) -> Exit {

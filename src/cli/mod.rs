@@ -1,7 +1,9 @@
 //! The command line: clap types, one file per verb, what is said on stderr, exit codes.
 
+mod batch;
 mod completions;
 mod compute;
+mod convert;
 mod decode;
 mod decoding;
 mod doctor;
@@ -10,14 +12,21 @@ mod generate;
 mod hub;
 mod info;
 mod interrupt;
+mod join;
 mod man;
 mod message;
+mod model;
 mod models;
 mod outcome;
 mod output;
+mod plan;
 mod progress;
 mod reporting;
+mod sampling;
+mod storyboard;
 mod table;
+mod visual;
+mod windows;
 
 use std::process::ExitCode;
 
@@ -50,10 +59,15 @@ struct Cli {
 enum Verb {
     #[command(name = "gen")]
     Generate(Box<generate::Args>),
+    Plan(Box<plan::Args>),
+    Batch(Box<batch::Args>),
+    Join(Box<join::Args>),
     Decode(Box<decode::Args>),
+    Storyboard(Box<storyboard::Args>),
     Info(info::Args),
     Models(models::Args),
     Doctor(doctor::Args),
+    Convert(convert::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -77,10 +91,15 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Generate(args) => generate::run(*args),
+        Verb::Plan(args) => plan::run(*args),
+        Verb::Batch(args) => batch::run(*args),
+        Verb::Join(args) => join::run(*args),
         Verb::Decode(args) => decode::run(*args),
+        Verb::Storyboard(args) => storyboard::run(*args),
         Verb::Info(args) => info::run(&args),
         Verb::Models(args) => models::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
+        Verb::Convert(args) => convert::run(&args),
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     }
@@ -95,8 +114,12 @@ impl Verb {
     fn speaks_json(&self) -> bool {
         let report = match self {
             Self::Generate(args) => args.report(),
+            Self::Batch(args) => return args.speaks_json(),
+            Self::Join(args) => args.report(),
             Self::Decode(args) => args.report(),
             Self::Models(args) => return args.speaks_json(),
+            Self::Convert(args) => args.report(),
+            Self::Storyboard(args) => args.report(),
             _ => return false,
         };
         report.progress == reporting::ProgressStyle::Json

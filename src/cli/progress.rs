@@ -9,7 +9,7 @@ use std::{
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle as BarStyle};
-use sora::event::{Event, Phase, Reporter};
+use sora::event::{Event, JobState, Phase, Reporter};
 
 use crate::cli::{
     interrupt,
@@ -26,9 +26,7 @@ pub fn reporter(args: &ReportArgs) -> Box<dyn Reporter> {
         ProgressStyle::Json => Box::new(Json),
         ProgressStyle::None => plain(Levels::Warnings),
         ProgressStyle::Plain => plain(Levels::All),
-        ProgressStyle::Auto if std::io::stderr().is_terminal() => {
-            Box::new(Bars { multi: MultiProgress::new(), bars: Mutex::default(), verbose: args.verbose })
-        }
+        ProgressStyle::Auto if std::io::stderr().is_terminal() => Box::new(Bars::new(args.verbose)),
         ProgressStyle::Auto => plain(Levels::All),
     }
 }
@@ -42,7 +40,9 @@ pub fn name(phase: Phase) -> &'static str {
         Phase::EncodePrompt => "reading the prompt",
         Phase::EncodeVideo => "encoding",
         Phase::Denoise => "denoising",
+        Phase::Upsample => "enlarging",
         Phase::Decode => "decoding",
+        Phase::Convert => "converting",
         _ => "working",
     }
 }
@@ -65,6 +65,18 @@ fn say(text: &str) {
 fn spoken(event: &Event) -> Option<String> {
     Some(match event {
         Event::Warning { message } => message::line(Head::Warning, message),
+        Event::Job { job, output, state, error } => {
+            let what = match state {
+                JobState::Started => return None,
+                JobState::Done => "done",
+                JobState::Failed => "failed",
+                JobState::Lost => "taken over by another worker, or taken back",
+                JobState::Stopped => "stopped; it will be gone on with",
+                _ => "changed",
+            };
+            let why = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("job {job} {what}: {}{why}", output.display())
+        }
         Event::Note { message } => message::line(Head::Note, message),
         Event::Saved { path, step } => format!("saved after step {step}: {}", path.display()),
         Event::Preview { path, step } => format!("preview after step {step}: {}", path.display()),
@@ -76,6 +88,9 @@ struct Json;
 
 impl Reporter for Json {
     fn emit(&self, event: &Event) -> ControlFlow<()> {
+        if matches!(event, Event::Waiting) {
+            return flow();
+        }
         say(&serde_json::to_string(event).expect("events have string keys and finite numbers only"));
         flow()
     }
@@ -154,10 +169,28 @@ impl Reporter for Plain {
 struct Bars {
     multi: MultiProgress,
     bars: Mutex<HashMap<Phase, ProgressBar>>,
+    batch: Mutex<Option<ProgressBar>>,
     verbose: bool,
 }
 
 impl Bars {
+    fn new(verbose: bool) -> Self {
+        Self { multi: MultiProgress::new(), bars: Mutex::default(), batch: Mutex::default(), verbose }
+    }
+
+    /// The bar of a whole batch, under those of the job that runs.
+    fn batch(&self) -> ProgressBar {
+        let template = "{prefix:>18} {bar:28} {pos:>4}/{len} {msg}";
+        let style = BarStyle::with_template(template).expect("the template is well-formed");
+        let fresh = || {
+            self.multi
+                .add(ProgressBar::new(0))
+                .with_style(style.progress_chars("█▉▊▋▌▍▎▏ "))
+                .with_prefix("jobs")
+        };
+        lock(&self.batch).get_or_insert_with(fresh).clone()
+    }
+
     fn bar(phase: Phase, total: u64) -> ProgressBar {
         let bar = if total > 1 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
         let template = if is_bytes(phase) {
@@ -186,7 +219,7 @@ impl Reporter for Bars {
         let mut bars = lock(&self.bars);
         match *event {
             Event::Started { phase, total } => {
-                let bar = self.multi.add(Self::bar(phase, total));
+                let bar = self.multi.insert(0, Self::bar(phase, total));
                 bar.enable_steady_tick(Duration::from_millis(200));
                 bars.insert(phase, bar);
             }
@@ -204,6 +237,15 @@ impl Reporter for Bars {
                     }
                 }
             }
+            Event::Batch { done, total, .. } => {
+                let bar = self.batch();
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Event::Job { ref output, state: JobState::Started, .. } => {
+                self.batch().set_message(output.to_string_lossy().into_owned());
+            }
+            Event::Waiting => {}
             _ => {
                 if let Some(line) = spoken(event) {
                     self.multi.suspend(|| say(&line));
@@ -230,7 +272,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn clock(time: Duration) -> String {
+/// A time as people read it.
+pub fn clock(time: Duration) -> String {
     let seconds = time.as_secs_f64().ceil() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, s) => format!("{s} s"),

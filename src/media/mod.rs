@@ -21,7 +21,9 @@
 mod codec;
 mod colour;
 mod encode;
+mod fit;
 mod folder;
+mod footage;
 mod gif;
 mod options;
 mod palette;
@@ -31,6 +33,7 @@ mod read;
 mod resize;
 mod sheet;
 mod sink;
+mod sound;
 mod still;
 mod target;
 mod upscale;
@@ -45,12 +48,15 @@ use std::{
 use crate::error::{Error, Result};
 
 pub use codec::Codec;
+pub use fit::{Fit, compressed};
+pub use footage::{Footage, FrameStream, content_hash};
 pub use options::EncodeOptions;
 pub use picture::read_image;
 pub use read::{Clip, read_clip, read_comment};
 pub use resize::{cover, resize};
 pub use sheet::SheetBuilder;
 pub use sink::{TeeSink, open_sink};
+pub use sound::{Sound, SoundOutcome, add_sound};
 pub use target::{Format, Target};
 pub use upscale::UpscaleSink;
 

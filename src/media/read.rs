@@ -47,6 +47,8 @@ pub struct Clip {
     width: usize,
     height: usize,
     fps: f64,
+    /// Seconds of a timestamp's unit.
+    tick: f64,
     ended: End,
 }
 
@@ -100,6 +102,7 @@ impl Clip {
         let turn = Turn::of(&stream);
         let rate = [stream.avg_frame_rate(), stream.rate()].into_iter().find(|rate| rate.0 > 0 && rate.1 > 0);
         let fps = rate.map_or(0.0, f64::from);
+        let tick = f64::from(stream.time_base());
         let stream = stream.index();
         let converter = ToRgb::new(width as u32, height as u32);
         let (width, height) = if turn.swaps() { (height, width) } else { (width, height) };
@@ -113,6 +116,7 @@ impl Clip {
             width,
             height,
             fps,
+            tick,
             ended: End::No,
         })
     }
@@ -146,7 +150,19 @@ impl Clip {
         }
     }
 
-    fn decode(&mut self) -> Result<Option<Frame>> {
+    /// The next frame, and the second at which the file shows it, where it says so.
+    pub fn next_timed(&mut self) -> Option<Result<(Option<f64>, Frame)>> {
+        if self.ended == End::OfClip {
+            return None;
+        }
+        let frame = self.decode().transpose();
+        if !matches!(frame, Some(Ok(_))) {
+            self.ended = End::OfClip;
+        }
+        frame
+    }
+
+    fn decode(&mut self) -> Result<Option<(Option<f64>, Frame)>> {
         loop {
             let mut decoded = frame::Video::empty();
             match self.decoder.receive_frame(&mut decoded) {
@@ -155,7 +171,8 @@ impl Clip {
                 }
                 Ok(()) => {
                     let frame = self.converter.convert(&decoded).map_err(|e| self.explain(e))?;
-                    return Ok(Some(self.turn.apply(frame)));
+                    let time = decoded.timestamp().map(|ticks| ticks as f64 * self.tick);
+                    return Ok(Some((time, self.turn.apply(frame))));
                 }
                 Err(FfmpegError::Eof) => return Ok(None),
                 Err(FfmpegError::Other { errno: EAGAIN }) => self.feed()?,
@@ -189,14 +206,7 @@ impl Iterator for Clip {
     type Item = Result<Frame>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended == End::OfClip {
-            return None;
-        }
-        let frame = self.decode().transpose();
-        if !matches!(frame, Some(Ok(_))) {
-            self.ended = End::OfClip;
-        }
-        frame
+        Some(self.next_timed()?.map(|(_, frame)| frame))
     }
 }
 

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use candle_core::Tensor;
 
-pub use super::sampling::{Guidance, Pass, PerStep, SkipMode, Stg, Upsample};
+pub use super::{
+    catalog::Identified,
+    sampling::{Guidance, Pass, PerStep, SkipMode, Stg, Upsample},
+};
 pub use crate::device::Placement;
 use crate::{
     error::{Error, Result},
@@ -187,6 +190,30 @@ pub struct ClipContext {
     pub fps: f64,
     /// One entry per guidance branch, in the order in which the loop asks for them.
     pub texts: Vec<TextStates>,
+    /// Tokens that stand before the clip's own, block by block.
+    pub before: Vec<TokenBlock>,
+}
+
+/// Tokens of a condition, which has a place in time of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenBlock {
+    /// Its latent grid.
+    pub grid: LatentGrid,
+    /// The frame of the clip that its first frame falls on.
+    pub frame: usize,
+}
+
+/// How a checkpoint takes pictures and clips as prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Conditioning {
+    /// One picture, as the first frame, which stays as it is.
+    FirstFrame,
+    /// Any number. What begins with the clip takes its place in it; what comes later stands before the clip's
+    /// tokens, as tokens that say where they are.
+    Beside,
+    /// Any number, each in its place in the clip.
+    InPlace,
 }
 
 /// The time that tokens are at.
@@ -208,6 +235,23 @@ pub trait Denoiser: Send {
     fn begin(&mut self, clip: &ClipContext) -> Result<()>;
     /// The velocity `[1, L, D]`, f32, for tokens `[1, L, D]`, f32, under text number `branch`.
     fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor>;
+    /// As [`Denoiser::velocity`], with parts of some blocks left out.
+    fn perturbed(
+        &mut self,
+        tokens: &Tensor,
+        timestep: &Timestep,
+        branch: usize,
+        skip: &Skip,
+    ) -> Result<Tensor>;
+}
+
+/// What a denoiser leaves out for spatio-temporal guidance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skip {
+    /// Numbers of blocks, from 0.
+    pub blocks: Vec<usize>,
+    /// What is left out in them.
+    pub mode: SkipMode,
 }
 
 /// Says how a decode is cut to bound its memory. `None` anywhere means: not cut in that direction.
@@ -258,10 +302,86 @@ pub trait VideoDecoder: Send {
     ) -> Result<()>;
 }
 
+/// What an encoder knows of latents: a normal distribution for each value.
+#[derive(Debug, Clone)]
+pub struct Posterior {
+    /// `[1, C, f, h, w]`, f32, normalised as the denoiser sees latents: also the likeliest value.
+    pub mean: Tensor,
+    /// `[1, C, f, h, w]`, f32: the deviation, on the same scale.
+    pub std: Tensor,
+}
+
+impl Posterior {
+    /// The latents that `noise`, standard normal and of their shape, stands for.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        Ok((&self.mean + (&self.std * noise)?)?)
+    }
+}
+
 /// Pictures → latents.
 pub trait VideoEncoder: Send {
-    /// Encodes `[1, 3, F, H, W]`, f32, −1..1, into normalised latents `[1, C, f, h, w]`, f32 (the mode of the posterior).
-    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor>;
+    /// Encodes `[1, 3, F, H, W]`, f32, −1..1, into normalised latents, as the reference's pipelines of this family
+    /// do with what they are conditioned on.
+    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Posterior>;
+}
+
+/// What an upsampler is, known from its headers alone.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct UpsamplerInfo {
+    /// The name of its file or folder.
+    pub name: String,
+    /// Factor by which rows and columns grow.
+    pub space: usize,
+    /// Factor by which frames grow: `n` latent frames become `time × (n − 1) + 1`.
+    pub time: usize,
+    /// Channels of the latents.
+    pub channels: usize,
+    /// Bytes of weights on disk.
+    pub weight_bytes: u64,
+}
+
+/// An opened upsampler: everything read from headers, no weight loaded yet.
+pub trait UpsamplerSource: Send + Sync {
+    /// What it is.
+    fn info(&self) -> &UpsamplerInfo;
+    /// Loads it; dropping what it returns frees it.
+    fn load(&self, place: &Placement) -> Result<Box<dyn LatentUpsampler>>;
+}
+
+/// Latents → larger latents.
+pub trait LatentUpsampler: Send {
+    /// Enlarges latents `[1, C, F, H, W]`, f32, as the video autoencoder has them: not normalised.
+    fn upsample(&mut self, latents: &Tensor) -> Result<Tensor>;
+}
+
+/// What lies between the autoencoder's latents and those that the denoiser sees, per channel: the latter are
+/// `(latents − mean) × factor / std`.
+#[derive(Debug, Clone)]
+pub struct LatentStatistics {
+    /// `[C]`, f32, on the CPU.
+    pub mean: Tensor,
+    /// `[C]`, f32, on the CPU.
+    pub std: Tensor,
+    /// One factor for all channels.
+    pub factor: f64,
+}
+
+impl LatentStatistics {
+    /// `[1, C, F, H, W]`, f32: from the denoiser's side to the autoencoder's.
+    pub fn denormalise(&self, latents: &Tensor) -> Result<Tensor> {
+        let scaled = (latents.broadcast_mul(&self.column(&self.std, latents)?)? / self.factor)?;
+        Ok(scaled.broadcast_add(&self.column(&self.mean, latents)?)?)
+    }
+
+    /// `[1, C, F, H, W]`, f32: from the autoencoder's side to the denoiser's.
+    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
+        let centred = (latents.broadcast_sub(&self.column(&self.mean, latents)?)? * self.factor)?;
+        Ok(centred.broadcast_div(&self.column(&self.std, latents)?)?)
+    }
+
+    fn column(&self, values: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        Ok(values.to_device(latents.device())?.reshape((1, (), 1, 1, 1))?)
+    }
 }
 
 /// Where the sigmas of a render come from, before the scheduler's own shifts.
@@ -272,6 +392,17 @@ pub enum SigmaSource {
     /// LTX's linear-quadratic schedule, handed to the scheduler as explicit timesteps. The pipeline with this
     /// schedule steps each token from its own time to the next lower sigma.
     LinearQuadratic,
+    /// `1 … 1/n` in equal steps, shifted towards noise by this factor, and handed to the scheduler and stepped as
+    /// [`SigmaSource::LinearQuadratic`]'s.
+    Shifted(f64),
+}
+
+impl SigmaSource {
+    /// Whether each token steps from its own time to the next lower sigma.
+    #[must_use]
+    pub fn steps_by_time(self) -> bool {
+        self != Self::Linear
+    }
 }
 
 /// How a checkpoint wants its sigmas made: data for `pipeline::sigmas`.
@@ -298,6 +429,22 @@ pub struct ModelInfo {
     pub defaults: Defaults,
     /// Bytes of weights on disk: text encoder, denoiser, video decoder and encoder.
     pub weight_bytes: WeightBytes,
+    /// Blocks of the denoiser, as [`Skip`] counts them.
+    pub blocks: usize,
+    /// How it was meant to be sampled, as far as its headers tell it from other checkpoints in the catalog.
+    pub published: Identified,
+    /// What changes the denoiser.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraUse>,
+}
+
+/// A LoRA that is in use.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct LoraUse {
+    /// The file's name.
+    pub file: String,
+    /// Factor on its changes.
+    pub scale: f64,
 }
 
 /// Bytes of weights on disk, per stage.
@@ -320,13 +467,28 @@ pub struct KeptBytes {
     pub loaded: WeightBytes,
 }
 
+/// Multiplications and additions of a stage, by the family's own reckoning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct Work {
+    /// One prompt through the text encoder.
+    pub text: f64,
+    /// One pass through the denoiser.
+    pub denoise: f64,
+    /// The clip through the video decoder.
+    pub decode: f64,
+}
+
 /// Peak bytes that a stage needs beside its weights, by the family's own reckoning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Activations {
+    /// Text encoder, one prompt.
+    pub text: u64,
     /// Denoiser, one forward pass.
     pub denoise: u64,
     /// Video decoder.
     pub decode: u64,
+    /// Video encoder, a clip of the whole length.
+    pub encode: u64,
 }
 
 /// An opened checkpoint: everything read from headers, no weight loaded yet.
@@ -338,6 +500,11 @@ pub trait Checkpoint: Send + Sync {
     fn info(&self) -> &ModelInfo;
     /// How its sigmas are made.
     fn schedule(&self) -> &ScheduleSpec;
+    /// How it takes pictures and clips as prompts.
+    fn conditioning(&self) -> Conditioning;
+    /// A name for all that the text encoder's answer depends on beside the prompt, its length, device and number
+    /// type; nothing if it has none.
+    fn text_identity(&self) -> Result<Option<String>>;
     /// Loads the text encoder.
     fn text_encoder(&self, place: &Placement) -> Result<Box<dyn TextEncoder>>;
     /// Loads the denoiser.
@@ -346,11 +513,17 @@ pub trait Checkpoint: Send + Sync {
     fn video_decoder(&self, place: &Placement) -> Result<Box<dyn VideoDecoder>>;
     /// Loads the video encoder.
     fn video_encoder(&self, place: &Placement) -> Result<Box<dyn VideoEncoder>>;
+    /// What lies between the autoencoder's latents and those that the denoiser sees.
+    fn latent_statistics(&self) -> Result<LatentStatistics>;
     /// A linear map from normalised latents to RGB, −1..1, for early looks: `[3, C]` and `[3]`, f32, if the
     /// checkpoint has one.
     fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>>;
     /// Reckons the peak memory of a clip from shapes alone.
     fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations;
+    /// Bytes that the weights of each stage take once they are loaded: the video decoder's without the encoder's.
+    fn resident(&self, place: &Placement) -> WeightBytes;
+    /// Reckons the arithmetic of a clip from shapes alone; prompts have `text_tokens` tokens.
+    fn work(&self, spec: &VideoSpec, text_tokens: usize, tiling: &Tiling) -> Work;
     /// What stays in memory between stages: nothing, unless somebody keeps it.
     fn kept(&self) -> KeptBytes {
         KeptBytes::default()

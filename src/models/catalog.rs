@@ -184,9 +184,11 @@ impl Checkpoint {
 }
 
 /// What the headers of a checkpoint leave open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Identified {
     /// No published checkpoint looks like that.
+    #[default]
     Unknown,
     /// All that look like that are sampled by the recipe of this name.
     Recipe(&'static str),

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod catalog;
 pub mod ltx;
+pub mod portable;
 pub mod registry;
 pub mod sampling;
 pub mod source;

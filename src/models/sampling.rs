@@ -100,6 +100,9 @@ pub struct Guidance {
     pub rescale: f64,
     /// Shrinks the negative branch to its projection on the positive one first (CFG-Zero*'s scale).
     pub star: bool,
+    /// Share of the pass in which all of this applies, from and to (0..1); the prompt alone guides the other steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
     /// Noise levels that lists are read by: a step takes the first entry whose level it has reached (is not below),
     /// the last if there is none. Without levels, lists have one entry for each step.
     pub levels: Vec<f64>,
@@ -109,7 +112,14 @@ pub struct Guidance {
 
 impl Default for Guidance {
     fn default() -> Self {
-        Self { scale: PerStep::All(1.0), rescale: 0.0, star: false, levels: Vec::new(), stg: Stg::default() }
+        Self {
+            scale: PerStep::All(1.0),
+            rescale: 0.0,
+            star: false,
+            interval: None,
+            levels: Vec::new(),
+            stg: Stg::default(),
+        }
     }
 }
 
@@ -178,6 +188,12 @@ impl Default for Pass {
 }
 
 impl Pass {
+    /// Steps that it takes.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.scheduled().saturating_sub(self.skip_first + self.skip_last)
+    }
+
     /// Steps before any is left out.
     #[must_use]
     pub fn scheduled(&self) -> usize {

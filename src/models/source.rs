@@ -1,16 +1,20 @@
-//! Where a checkpoint's files come from: a folder on disk, or this program itself.
+//! Where a checkpoint's files come from: a folder on disk, single files, or this program itself.
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
     weights::Weights,
 };
+
+/// Configurations and vocabularies have a few megabytes at most.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The files of the embedded model, by their path in its folder.
 static EMBEDDED: &[(&str, &[u8])] = &[
@@ -38,29 +42,139 @@ static EMBEDDED: &[(&str, &[u8])] = &[
 ];
 
 /// A checkpoint as the user names it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ModelSource {
     /// The model that is compiled in.
     #[default]
     Embedded,
     /// A folder in the published layout.
     Folder(PathBuf),
+    /// One file: a transformer, with or without other parts.
+    File(PathBuf),
+    /// Another source with parts that it lacks, or others than its own.
+    Assembled(Box<ModelSource>, Box<Parts>),
+}
+
+/// Parts of a model that lie elsewhere, and what changes it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Parts {
+    /// A text encoder: a folder, safetensors or GGUF.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<PathBuf>,
+    /// A video autoencoder: a folder or safetensors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
+    /// A tokenizer: a folder, a `spiece.model` or a `tokenizer.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Changes to the denoiser, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraFile>,
+}
+
+impl Parts {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A LoRA, and how strongly it acts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Factor on its changes.
+    pub scale: f64,
 }
 
 impl ModelSource {
+    /// A model at a path: a file if there is one, else a folder.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        if path.is_file() { Self::File(path) } else { Self::Folder(path) }
+    }
+
+    /// The same with other parts.
+    #[must_use]
+    pub fn with(self, parts: Parts) -> Self {
+        if parts.is_empty() { self } else { Self::Assembled(Box::new(self), Box::new(parts)) }
+    }
+
+    /// Where what was not given by itself comes from.
+    #[must_use]
+    pub fn base(&self) -> &Self {
+        match self {
+            Self::Assembled(base, _) => base.base(),
+            other => other,
+        }
+    }
+
+    /// The file or folder of a model that isn't compiled in.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match self.base() {
+            Self::Folder(path) | Self::File(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The parts that were given by themselves, the last word first.
+    #[must_use]
+    pub fn parts(&self) -> Parts {
+        let Self::Assembled(base, own) = self else { return Parts::default() };
+        let below = base.parts();
+        Parts {
+            text_encoder: own.text_encoder.clone().or(below.text_encoder),
+            vae: own.vae.clone().or(below.vae),
+            tokenizer: own.tokenizer.clone().or(below.tokenizer),
+            loras: [below.loras, own.loras.clone()].concat(),
+        }
+    }
+
+    /// The same for whoever works in another folder.
+    pub fn absolute(&self) -> Result<Self> {
+        let full = |path: &Path| std::path::absolute(path).map_err(Error::file("find", path));
+        let part = |path: &Option<PathBuf>| path.as_deref().map(full).transpose();
+        Ok(match self {
+            Self::Embedded => Self::Embedded,
+            Self::Folder(path) => Self::Folder(full(path)?),
+            Self::File(path) => Self::File(full(path)?),
+            Self::Assembled(base, parts) => {
+                let lora = |lora: &LoraFile| Ok(LoraFile { path: full(&lora.path)?, scale: lora.scale });
+                let parts = Parts {
+                    text_encoder: part(&parts.text_encoder)?,
+                    vae: part(&parts.vae)?,
+                    tokenizer: part(&parts.tokenizer)?,
+                    loras: parts.loras.iter().map(lora).collect::<Result<_>>()?,
+                };
+                Self::Assembled(Box::new(base.absolute()?), Box::new(parts))
+            }
+        })
+    }
+
     /// A name for people.
     #[must_use]
     pub fn name(&self) -> String {
+        let last = |path: &Path, name: fn(&Path) -> Option<&std::ffi::OsStr>| {
+            let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            name(&full).map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+        };
         match self {
             Self::Embedded => "sora-mini".into(),
             Self::Folder(path) => {
                 let full = path.canonicalize().unwrap_or_else(|_| path.clone());
-                if let Some(name) = repository(&full) {
-                    return name;
-                }
-                full.file_name()
-                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+                repository(&full).unwrap_or_else(|| last(path, Path::file_name))
             }
+            // What a cache's links lead to is named by its hash.
+            Self::File(path) if repository(path).is_some() => {
+                path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+            }
+            Self::File(path) => last(path, Path::file_stem),
+            Self::Assembled(base, _) => base.name(),
         }
     }
 
@@ -70,6 +184,8 @@ impl ModelSource {
         match self {
             Self::Embedded => Path::new("<embedded>").join(relative),
             Self::Folder(folder) => folder.join(relative),
+            Self::File(path) => path.clone(),
+            Self::Assembled(base, _) => base.path(relative),
         }
     }
 
@@ -78,7 +194,7 @@ impl ModelSource {
         self.read_optional(relative)?.ok_or_else(|| Error::MissingFile { path: self.path(relative), what })
     }
 
-    /// A file that may be absent.
+    /// A file that may be absent. A model that is one file has no others.
     pub fn read_optional(&self, relative: &str) -> Result<Option<Cow<'static, [u8]>>> {
         match self {
             Self::Embedded => {
@@ -87,12 +203,17 @@ impl ModelSource {
             }
             Self::Folder(folder) => {
                 let path = folder.join(relative);
-                match fs::read(&path) {
-                    Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-                    Err(e) => Err(Error::file("read", path)(e)),
+                match fs::metadata(&path) {
+                    Ok(file) if file.len() > MAX_FILE_BYTES => {
+                        return Err(Error::damaged(path, format!("{} bytes are too many", file.len())));
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    _ => {}
                 }
+                Ok(Some(Cow::Owned(fs::read(&path).map_err(Error::file("read", path))?)))
             }
+            Self::File(_) => Ok(None),
+            Self::Assembled(base, _) => base.read_optional(relative),
         }
     }
 
@@ -124,11 +245,9 @@ impl ModelSource {
                     None => Err(Error::MissingFile { path: self.path(&relative), what: "weights" }),
                 }
             }
-            Self::Folder(folder) => {
-                let folder = folder.join(component);
-                let variant = variant(&folder, stem)?;
-                Weights::open(&folder, stem, variant.as_deref())
-            }
+            Self::Folder(folder) => Weights::open_any_variant(&folder.join(component), stem),
+            Self::File(path) => Weights::open_files(std::slice::from_ref(path)),
+            Self::Assembled(base, _) => base.weights(component, stem),
         }
     }
 }
@@ -139,27 +258,4 @@ fn repository(path: &Path) -> Option<String> {
     let mut folders = folders.skip_while(|name| *name != "snapshots");
     let (owner, name) = folders.nth(1)?.strip_prefix("models--")?.split_once("--")?;
     Some(format!("{owner}/{name}"))
-}
-
-/// The variant of a folder that holds no plain weights: `fp16` where there is only `STEM.fp16.safetensors`, whole or
-/// in shards. Two variants and no plain weights are an error, since nothing says which one is meant.
-fn variant(folder: &Path, stem: &str) -> Result<Option<String>> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(None) };
-    let mut variants = BTreeSet::new();
-    for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        let Some(rest) = name.strip_prefix(stem) else { continue };
-        if rest == ".safetensors" || rest == ".safetensors.index.json" {
-            return Ok(None);
-        }
-        let middle = rest
-            .strip_suffix(".safetensors")
-            .or_else(|| rest.strip_prefix(".safetensors.index.")?.strip_suffix(".json"));
-        let variant = middle.map(|m| m.trim_start_matches('.')).filter(|m| !m.is_empty() && !m.contains('-'));
-        variants.extend(variant.map(str::to_owned));
-    }
-    if variants.len() > 1 {
-        let list = variants.into_iter().collect::<Vec<_>>().join(", ");
-        return Err(Error::damaged(folder, format!("it holds the variants {list} and no plain weights")));
-    }
-    Ok(variants.pop_first())
 }

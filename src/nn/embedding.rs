@@ -1,12 +1,67 @@
-//! Embedding of times.
+//! Embedding of tokens and of times.
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
     error::Result,
     nn::{activation::silu, linear::Linear},
-    weights::Loader,
+    weights::{Loader, Matrix, Packed},
 };
+
+/// One row of a table for each token.
+pub struct Embedding {
+    table: Table,
+    rows: usize,
+    device: Device,
+    dtype: DType,
+}
+
+enum Table {
+    /// `[rows, D]`
+    Real(Tensor),
+    /// Decoded row by row.
+    Packed(Packed),
+}
+
+impl Embedding {
+    /// Reads the table `key`.
+    pub fn new(rows: usize, dim: usize, key: &str, w: &Loader) -> Result<Self> {
+        let table = match w.device().is_cpu().then(|| w.matrix(rows, dim, key)).transpose()? {
+            Some((Matrix::Packed(packed), _)) => Table::Packed(packed),
+            Some((Matrix::Real(table), _)) => Table::Real(table),
+            // Only some devices can pick rows of blocks: such a table is unpacked.
+            Some((Matrix::Blocks(_), _)) | None => Table::Real(w.get(&[rows, dim], key)?),
+        };
+        Ok(Self { table, rows, device: w.device().clone(), dtype: w.dtype() })
+    }
+
+    /// Ids must be below this.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// What [`Embedding::forward`] gives.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// `[B, L]`, u32 → `[B, L, D]`.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (b, l) = ids.dims2()?;
+        let flat = ids.flatten_all()?;
+        let x = match &self.table {
+            Table::Real(table) => table.index_select(&flat, 0)?,
+            Table::Packed(packed) => {
+                let row = |id: &u32| packed.rows(*id as usize, 1);
+                let rows = flat.to_vec1::<u32>()?.iter().map(row).collect::<Result<Vec<_>>>()?;
+                Tensor::cat(&rows, 0)?.to_dtype(self.dtype)?.to_device(&self.device)?
+            }
+        }; // [B·L, D]
+        Ok(x.reshape((b, l, ()))?)
+    }
+}
 
 /// Sinusoids of `times`, `[N, dim]`, f32: first the cosines, then the sines, of frequencies from 1 down to
 /// nearly 1/10000.

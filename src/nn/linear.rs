@@ -1,75 +1,117 @@
-//! The linear layer: real numbers now, one more arm for each quantised form.
+//! The linear layer: real numbers, or quantised ones in whichever form suits the device.
 
-use candle_core::{DType, Tensor};
+use candle_core::{
+    DType, Module, Tensor,
+    quantized::{QMatMul, QTensor},
+};
 
-use crate::{error::Result, weights::Loader};
+use crate::{
+    error::Result,
+    weights::{Adapter, Loader, Matrix, Packed},
+};
 
-/// Rows of a 16-bit weight that are widened at a time on a CPU.
-const ROWS: usize = 1024;
+/// Rows of a weight that are widened at a time on a CPU.
+pub(crate) const ROWS: usize = 1024;
 
 /// `x · Wᵀ + b`.
-pub struct Linear(Kind);
+pub struct Linear {
+    kind: Kind,
+    /// `[out]`
+    bias: Option<Tensor>,
+    /// What is added to the products of a weight that LoRAs could not be merged into.
+    adapters: Vec<Adapter>,
+    d_in: usize,
+    d_out: usize,
+}
 
 enum Kind {
-    /// `weight` `[out, in]` and `bias` `[out]`.
-    Real { weight: Tensor, bias: Option<Tensor> },
+    /// `[out, in]`
+    Real(Tensor),
+    /// Decoded a few rows at a time.
+    Packed(Packed),
+    /// Multiplied as it is.
+    Blocks(QMatMul),
 }
 
 impl Linear {
     /// Reads `weight` and, if `bias`, `bias`.
     pub fn new(d_in: usize, d_out: usize, bias: bool, w: &Loader) -> Result<Self> {
-        let weight = w.get(&[d_out, d_in], "weight")?;
+        let (matrix, adapters) = w.matrix(d_out, d_in, "weight")?;
+        let kind = match matrix {
+            Matrix::Real(weight) => Kind::Real(weight),
+            Matrix::Packed(packed) => Kind::Packed(packed),
+            Matrix::Blocks(blocks) => Kind::Blocks(quantised(blocks)?),
+        };
         let bias = bias.then(|| w.get(&[d_out], "bias")).transpose()?;
-        Ok(Self(Kind::Real { weight, bias }))
+        Ok(Self { kind, bias, adapters, d_in, d_out })
     }
 
-    /// `[.., in]` → `[.., out]`, in the dtype of `x`, which is the weight's.
+    /// `[.., in]` → `[.., out]`, in the dtype of `x`, which is the loader's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Kind::Real { weight, bias } = &self.0;
-        let (d_out, d_in) = weight.dims2()?;
         let mut shape = x.dims().to_vec();
-        if shape.last() != Some(&d_in) {
+        if shape.last() != Some(&self.d_in) {
             return Err(candle_core::Error::UnexpectedShape {
                 msg: "the input of a linear layer".into(),
-                expected: d_in.into(),
+                expected: self.d_in.into(),
                 got: x.shape().clone(),
             }
             .into());
         }
-        let x = x.reshape((x.elem_count() / d_in.max(1), d_in))?; // [N, in]
-        let y = if x.device().is_cpu() && x.dtype() != DType::F32 {
-            widened(&x, weight, bias.as_ref())?
-        } else {
-            let y = x.matmul(&weight.t()?)?;
-            match bias {
-                Some(bias) => y.broadcast_add(bias)?,
-                None => y,
+        let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
+        let y = match &self.kind {
+            Kind::Real(weight) if x.device().is_cpu() && x.dtype() != DType::F32 => {
+                let rows = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
+                self.widened(&x, rows)?
+            }
+            Kind::Real(weight) => {
+                let y = x.matmul(&weight.t()?)?;
+                match &self.bias {
+                    Some(bias) => y.broadcast_add(bias)?,
+                    None => y,
+                }
+            }
+            Kind::Packed(packed) => self.widened(&x, |start, count| packed.rows(start, count))?,
+            Kind::Blocks(weight) => {
+                let wide = x.to_dtype(DType::F32)?;
+                let y = self.finish(weight.forward(&wide)?, &wide, 0, self.d_out)?;
+                y.to_dtype(x.dtype())?
             }
         }; // [N, out]
         if let Some(last) = shape.last_mut() {
-            *last = d_out;
+            *last = self.d_out;
         }
         Ok(y.reshape(shape)?)
     }
-}
 
-/// candle has no bf16 product on CPUs: weights are widened to f32 a few rows at a time, and the
-/// result is rounded once, as an accelerator does it.
-fn widened(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let dtype = x.dtype();
-    let x = x.to_dtype(DType::F32)?;
-    let mut blocks = Vec::new();
-    let d_out = weight.dim(0)?;
-    for start in (0..d_out).step_by(ROWS) {
-        let count = ROWS.min(d_out - start);
-        let block = weight.narrow(0, start, count)?.to_dtype(DType::F32)?;
-        let mut y = x.matmul(&block.t()?)?;
-        if let Some(bias) = bias {
+    /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights are widened to f32 a
+    /// few rows at a time, and the result is rounded once, as an accelerator does it.
+    fn widened(&self, x: &Tensor, rows: impl Fn(usize, usize) -> Result<Tensor>) -> Result<Tensor> {
+        let dtype = x.dtype();
+        let x = x.to_dtype(DType::F32)?;
+        let mut blocks = Vec::new();
+        for start in (0..self.d_out).step_by(ROWS) {
+            let count = ROWS.min(self.d_out - start);
+            let y = x.matmul(&rows(start, count)?.t()?)?;
+            blocks.push(self.finish(y, &x, start, count)?.to_dtype(dtype)?);
+        }
+        Ok(Tensor::cat(&blocks, 1)?)
+    }
+
+    /// Adds to the outputs `start..start + count` of `x`, all f32, what comes beside the weight.
+    fn finish(&self, mut y: Tensor, x: &Tensor, start: usize, count: usize) -> Result<Tensor> {
+        for adapter in &self.adapters {
+            y = (y + adapter.forward(x, start, count)?)?;
+        }
+        if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.narrow(0, start, count)?.to_dtype(DType::F32)?)?;
         }
-        blocks.push(y.to_dtype(dtype)?);
+        Ok(y)
     }
-    Ok(Tensor::cat(&blocks, 1)?)
+}
+
+/// candle would ask the environment whether to unpack the blocks after all; this doesn't.
+fn quantised(blocks: QTensor) -> Result<QMatMul> {
+    Ok(QMatMul::QTensor(std::sync::Arc::new(blocks)))
 }
 
 #[cfg(test)]
@@ -79,7 +121,10 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::{device::Placement, weights::Weights};
+    use crate::{
+        device::Placement,
+        weights::{Format, Lora, Save, Weights},
+    };
 
     #[test]
     fn any_leading_axes_and_16_bits_agree_with_f32() {
@@ -103,6 +148,59 @@ mod tests {
                 for (y, e) in y.iter().zip(expected(&x)) {
                     assert!((y - e).abs() < tolerance, "{dtype:?}: {y} {e}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn quantised_weights_and_adapters_agree_with_f32() {
+        let draw = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, tensors: Vec<(&str, Tensor)>| {
+            let tensors: HashMap<_, _> = tensors.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+            let path = folder.path().join(name);
+            std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+            path
+        };
+        let (weight, bias) = (draw(&[1030, 256]), draw(&[1030]));
+        let (down, up) = (draw(&[3, 256]), (draw(&[1030, 3]) * 0.1).unwrap());
+        let plain = write(
+            "plain.safetensors",
+            vec![("transformer_blocks.0.weight", weight), ("transformer_blocks.0.bias", bias)],
+        );
+        let lora =
+            vec![("transformer_blocks.0.lora_A.weight", down), ("transformer_blocks.0.lora_B.weight", up)];
+        let lora = Lora::open(&write("lora.safetensors", lora)).unwrap();
+        let x = draw(&[5, 256]);
+        let run = |path: &std::path::Path, patched: bool, dtype: DType| {
+            let mut weights = Weights::open_files(&[path.to_owned()]).unwrap();
+            if patched {
+                weights = lora.apply(&weights, 0.5, str::to_owned).unwrap();
+            }
+            let loader = weights.loader(&Placement { device: Device::Cpu, dtype });
+            let linear = Linear::new(256, 1030, true, &loader.pp("transformer_blocks.0")).unwrap();
+            loader.finish(&[]).unwrap();
+            let y = linear.forward(&x.to_dtype(dtype).unwrap()).unwrap();
+            y.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (format, tolerance) in [
+            (Format::F16, 6e-3),
+            (Format::Q8_0, 0.12),
+            (Format::Q6K, 0.5),
+            (Format::Q4K, 2.0),
+            (Format::Fp8, 0.6),
+        ] {
+            let path = folder.path().join(format!("{format}"));
+            let weights = Weights::open_files(std::slice::from_ref(&plain)).unwrap();
+            Save { architecture: "toy", format, ..Save::new(&weights) }.write(&path).unwrap();
+            for patched in [false, true] {
+                let (exact, found) = (run(&plain, patched, DType::F32), run(&path, patched, DType::F32));
+                let mean =
+                    exact.iter().zip(&found).map(|(a, b)| (a - b).abs()).sum::<f32>() / exact.len() as f32;
+                assert!(mean < tolerance, "{format} {patched}: {mean}");
+                let half = run(&path, patched, DType::BF16);
+                let apart = found.iter().zip(&half).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(apart < 0.6, "{format} {patched}: {apart}");
             }
         }
     }

@@ -4,6 +4,7 @@ pub mod activation;
 pub mod attention;
 pub mod conv3d;
 pub mod embedding;
+pub mod group_norm;
 mod kernel;
 pub mod linear;
 pub mod modulate;

@@ -4,7 +4,13 @@ use std::{ops::ControlFlow, time::Instant};
 
 use candle_core::Tensor;
 
-use super::{guidance::Guidance, noise::TorchRng, sigmas::Schedule, solver::Span};
+use super::{
+    guidance::{GuidancePlan, StepGuidance},
+    held::Held,
+    noise::{Drawn, Noise},
+    sigmas::Schedule,
+    solver::Span,
+};
 use crate::{
     error::{Error, Result},
     event::{Event, Phase, Reporter},
@@ -16,10 +22,12 @@ use crate::{
 pub struct Plan<'a> {
     /// The noise levels.
     pub schedule: &'a Schedule,
-    /// How strongly the prompt pulls; with it on, the clip's texts are (negative, positive).
-    pub guidance: Guidance,
+    /// How each step is guided; where any has a negative branch, the clip's texts are (negative, positive).
+    pub guidance: &'a GuidancePlan,
     /// The step to begin with: 0, or as many as are done already.
     pub start: usize,
+    /// Tokens that are held, on the model's device; the clip's context says where those before its own are.
+    pub held: Option<&'a Held>,
 }
 
 /// What the loop leaves.
@@ -27,6 +35,8 @@ pub struct Plan<'a> {
 pub struct Denoised {
     /// `[1, C, F, H, W]`, f32: as the denoiser leaves them, normalised.
     pub latents: Tensor,
+    /// `[1, E, D]`, f32: the tokens beside the clip's, where there are any.
+    pub beside: Option<Tensor>,
     /// Steps of the schedule that are done, those before `start` included.
     pub finished_steps: usize,
     /// Whether the reporter asked to stop: the latents are those after `finished_steps`.
@@ -39,10 +49,11 @@ pub struct Step<'a> {
     pub done: usize,
     /// Steps in all.
     pub total: usize,
-    /// Draws that this run's steps have taken from the global generator.
-    pub draws: usize,
     model: &'a dyn Denoiser,
     grid: LatentGrid,
+    /// Tokens before the clip's own.
+    beside: usize,
+    noise: &'a Noise,
     span: &'a Span,
     before: &'a Tensor,
     velocity: &'a Tensor,
@@ -50,14 +61,25 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// What has been drawn from the seed.
+    #[must_use]
+    pub fn drawn(&self) -> Drawn {
+        self.noise.drawn()
+    }
+
+    /// `[1, E, D]`, f32: the tokens beside the clip's, where there are any.
+    pub fn beside(&self) -> Result<Option<Tensor>> {
+        Ok(if self.beside > 0 { Some(self.after.narrow(1, 0, self.beside)?) } else { None })
+    }
+
     /// The latents now, `[1, C, F, H, W]`, f32: enough to go on from later.
     pub fn latents(&self) -> Result<Tensor> {
-        self.model.unpack(self.after, self.grid)
+        unpack(self.model, self.after, self.beside, self.grid)
     }
 
     /// What the clip would become if this step's velocity held to the end, `[1, C, F, H, W]`, f32.
     pub fn estimate(&self) -> Result<Tensor> {
-        self.model.unpack(&self.span.clean(self.before, self.velocity)?, self.grid)
+        unpack(self.model, &self.span.clean(self.before, self.velocity)?, self.beside, self.grid)
     }
 }
 
@@ -67,23 +89,27 @@ pub type StepHook<'a> = dyn FnMut(&Step<'_>) -> Result<()> + 'a;
 /// Takes latents `[1, C, F, H, W]`, f32, on the model's device, from the start of step `plan.start` to the end.
 ///
 /// One event a step; a reporter that answers `Break` gets the current step finished and the latents back.
-/// `noise` is drawn from by stochastic schedules only, once a step.
+/// Its `global` part is drawn from by stochastic schedules, its `clip` part for what is held, once a step each.
 pub fn denoise(
     model: &mut dyn Denoiser,
     clip: &ClipContext,
     latents: &Tensor,
     plan: &Plan<'_>,
-    noise: &mut TorchRng,
+    noise: &mut Noise,
     reporter: &dyn Reporter,
     hook: &mut StepHook<'_>,
 ) -> Result<Denoised> {
-    let branches = if plan.guidance.is_on() { 2 } else { 1 };
+    let branches = if plan.guidance.has_negative() { 2 } else { 1 };
     if clip.texts.len() != branches {
         let found = clip.texts.len();
         return Err(Error::invalid(format!("{found} encoded prompts"), format!("expected {branches}")));
     }
     model.begin(clip)?;
+    let beside = plan.held.map_or(0, Held::beside);
     let mut tokens = model.pack(latents)?;
+    if let Some(held) = plan.held {
+        tokens = held.join(tokens)?;
+    }
     let total = plan.schedule.steps();
     let progress =
         |done: usize| Event::Progress { phase: Phase::Denoise, done: done as u64, total: total as u64 };
@@ -95,25 +121,36 @@ pub fn denoise(
     }
     while finished_steps < total && go_on.is_continue() {
         let step = finished_steps;
-        let timestep = Timestep::Shared(plan.schedule.timesteps[step]);
-        let mut velocity = model.velocity(&tokens, &timestep, 0)?;
-        if plan.guidance.is_on() {
-            velocity = plan.guidance.join(&velocity, &model.velocity(&tokens, &timestep, 1)?)?;
+        let time = plan.schedule.timesteps[step];
+        let timestep = match plan.held {
+            Some(held) => held.times(time)?,
+            None => Timestep::Shared(time),
+        };
+        if let Some(held) = plan.held {
+            tokens = held.renoise(&tokens, time, &mut noise.clip)?;
         }
+        let velocity = guided(model, &tokens, &timestep, plan.guidance.at(step), branches - 1)?;
         let span = plan.schedule.span(step, &timestep)?;
-        let after = if plan.schedule.stochastic {
-            let fresh = noise.randn(tokens.dims())?.to_device(tokens.device())?;
-            span.renoise(&tokens, &velocity, &fresh)?
+        let mut after = if plan.schedule.stochastic {
+            let fresh = match plan.held {
+                Some(held) => held.fresh(model, &tokens, clip.grid, &mut noise.global)?,
+                None => noise.global.randn(tokens.dims())?,
+            };
+            span.renoise(&tokens, &velocity, &fresh.to_device(tokens.device())?)?
         } else {
             span.advance(&tokens, &velocity)?
         };
+        if let Some(held) = plan.held {
+            after = held.keep(&tokens, &after, time)?;
+        }
         finished_steps += 1;
         hook(&Step {
             done: finished_steps,
             total,
-            draws: if plan.schedule.stochastic { finished_steps - plan.start } else { 0 },
             model,
             grid: clip.grid,
+            beside,
+            noise,
             span: &span,
             before: &tokens,
             velocity: &velocity,
@@ -127,7 +164,35 @@ pub fn denoise(
         // Nothing is left that an answer could stop.
         let _ = reporter.emit(&Event::Finished { phase: Phase::Denoise, elapsed: clock.elapsed() });
     }
-    Ok(Denoised { latents: model.unpack(&tokens, clip.grid)?, finished_steps, cancelled })
+    let latents = unpack(model, &tokens, beside, clip.grid)?;
+    let beside = if beside > 0 { Some(tokens.narrow(1, 0, beside)?) } else { None };
+    Ok(Denoised { latents, beside, finished_steps, cancelled })
+}
+
+/// The latents of the clip, whose tokens come after `beside` others.
+fn unpack(model: &dyn Denoiser, tokens: &Tensor, beside: usize, grid: LatentGrid) -> Result<Tensor> {
+    model.unpack(&tokens.narrow(1, beside, tokens.dim(1)? - beside)?, grid)
+}
+
+/// The velocity of all branches of a step; `positive` is the number of the prompt's own.
+fn guided(
+    model: &mut dyn Denoiser,
+    tokens: &Tensor,
+    timestep: &Timestep,
+    guidance: &StepGuidance,
+    positive: usize,
+) -> Result<Tensor> {
+    let negative = match guidance.has_negative() {
+        true => Some(model.velocity(tokens, timestep, 0)?),
+        false => None,
+    };
+    let velocity = model.velocity(tokens, timestep, positive)?;
+    let perturbed = match guidance.has_perturbed() {
+        true if guidance.skip.blocks.is_empty() => Some(velocity.clone()),
+        true => Some(model.perturbed(tokens, timestep, positive, &guidance.skip)?),
+        false => None,
+    };
+    guidance.join(velocity, negative.as_ref(), perturbed.as_ref())
 }
 
 #[cfg(test)]
@@ -138,7 +203,7 @@ mod tests {
     use super::*;
     use crate::{
         event::Silent,
-        models::api::{ScheduleSpec, SigmaSource, TextStates},
+        models::api::{Guidance, PerStep, ScheduleSpec, SigmaSource, TextStates},
         pipeline::fake::{Recorder, Towards},
     };
 
@@ -149,16 +214,21 @@ mod tests {
         Schedule::new(&spec, steps, None, 12).expect("a schedule")
     }
 
+    fn guide(scale: f64, rescale: f64, schedule: &Schedule) -> GuidancePlan {
+        let guidance = Guidance { scale: PerStep::All(scale), rescale, ..Guidance::default() };
+        GuidancePlan::new(&guidance, schedule, 3).expect("a plan")
+    }
+
     fn clip(targets: &[f32]) -> ClipContext {
         let text = |&target: &f32| {
             let states = Tensor::full(target, (1, 1, 1), &Device::Cpu).expect("states");
             TextStates { mask: states.squeeze(2).expect("a mask"), states, cut: String::new() }
         };
-        ClipContext { grid: GRID, fps: 8.0, texts: targets.iter().map(text).collect() }
+        ClipContext { grid: GRID, fps: 8.0, texts: targets.iter().map(text).collect(), before: Vec::new() }
     }
 
     fn start() -> Tensor {
-        TorchRng::new(3).randn(&[1, 2, 2, 3, 2]).expect("noise")
+        Noise::new(3).clip.randn(&[1, 2, 2, 3, 2]).expect("noise")
     }
 
     fn values(x: &Tensor) -> Vec<f32> {
@@ -173,8 +243,8 @@ mod tests {
     /// Runs and gives what came of it, and the model with the record of its calls.
     fn run(schedule: &Schedule, scale: f64, targets: &[f32]) -> (Denoised, Towards) {
         let mut model = Towards::new();
-        let plan = Plan { schedule, guidance: Guidance { scale, rescale: 0.0 }, start: 0 };
-        let mut rng = TorchRng::new(9);
+        let plan = Plan { schedule, guidance: &guide(scale, 0.0, schedule), start: 0, held: None };
+        let mut rng = Noise::new(9);
         let mut hook = |_: &Step<'_>| Ok(());
         let done = denoise(&mut model, &clip(targets), &start(), &plan, &mut rng, &Silent, &mut hook);
         (done.expect("a run"), model)
@@ -194,6 +264,23 @@ mod tests {
     }
 
     #[test]
+    fn each_step_has_the_branches_that_its_guidance_asks_for() {
+        let schedule = schedule(json!({}), 3);
+        let guidance: Guidance = serde_json::from_value(json!({
+            "scale": [1, 3, 1], "stg": { "scale": [0, 0, 0.5], "blocks": [0, 2] },
+        }))
+        .expect("a guidance");
+        let guidance = GuidancePlan::new(&guidance, &schedule, 3).expect("a plan");
+        let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None };
+        let (mut model, mut rng) = (Towards::new(), Noise::new(0));
+        let texts = clip(&[-1.0, 2.0]);
+        let done = denoise(&mut model, &texts, &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
+        // The last step is half as far again from what lies two below the data.
+        all_near(&done.expect("a run").latents, 2.0 + 0.5 * 2.0);
+        assert_eq!(model.calls.iter().map(|call| call.1).collect::<Vec<_>>(), [1, 0, 1, 1, 1]);
+    }
+
+    #[test]
     fn a_stochastic_run_ends_at_the_data() {
         let (done, _) = run(&schedule(json!({ "stochastic_sampling": true }), 4), 1.0, &[5.0]);
         all_near(&done.latents, 5.0);
@@ -202,8 +289,8 @@ mod tests {
     #[test]
     fn refuses_the_wrong_number_of_texts() {
         let schedule = schedule(json!({}), 2);
-        let plan = Plan { schedule: &schedule, guidance: Guidance { scale: 3.0, rescale: 0.0 }, start: 0 };
-        let (mut model, mut rng) = (Towards::new(), TorchRng::new(0));
+        let plan = Plan { schedule: &schedule, guidance: &guide(3.0, 0.0, &schedule), start: 0, held: None };
+        let (mut model, mut rng) = (Towards::new(), Noise::new(0));
         let error = denoise(&mut model, &clip(&[1.0]), &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
         assert_eq!(error.expect_err("refused").to_string(), "invalid 1 encoded prompts: expected 2");
     }
@@ -212,11 +299,11 @@ mod tests {
     fn stopped_and_gone_on_is_the_whole_run() {
         for config in [json!({ "shift": 3.0 }), json!({ "stochastic_sampling": true })] {
             let schedule = schedule(config, 5);
-            let guidance = Guidance { scale: 2.0, rescale: 0.5 };
+            let guidance = guide(2.0, 0.5, &schedule);
             let texts = clip(&[1.0, 4.0]);
-            let go = |rng: &mut TorchRng, start: usize, latents: &Tensor, stop_at: Option<u64>| {
+            let go = |rng: &mut Noise, start: usize, latents: &Tensor, stop_at: Option<u64>| {
                 let recorder = Recorder { stop_at, ..Recorder::default() };
-                let plan = Plan { schedule: &schedule, guidance, start };
+                let plan = Plan { schedule: &schedule, guidance: &guidance, start, held: None };
                 let mut seen = Vec::new();
                 let mut hook = |step: &Step<'_>| {
                     seen.push((step.done, values(&step.latents()?)));
@@ -225,7 +312,7 @@ mod tests {
                 let done = denoise(&mut Towards::new(), &texts, latents, &plan, rng, &recorder, &mut hook);
                 (done.expect("a run"), seen, recorder.script())
             };
-            let mut rng = TorchRng::new(9);
+            let mut rng = Noise::new(9);
             let (first, seen_first, script) = go(&mut rng, 0, &start(), Some(2));
             assert_eq!((first.finished_steps, first.cancelled), (2, true));
             assert_eq!(script, ["denoise 0/5", "denoise 1/5", "denoise 2/5"]);
@@ -235,7 +322,7 @@ mod tests {
                 script,
                 ["denoise 0/5", "denoise 2/5", "denoise 3/5", "denoise 4/5", "denoise 5/5", "denoise done"]
             );
-            let (whole, seen, _) = go(&mut TorchRng::new(9), 0, &start(), None);
+            let (whole, seen, _) = go(&mut Noise::new(9), 0, &start(), None);
             assert_eq!(values(&whole.latents), values(&second.latents));
             assert_eq!(seen, [seen_first, seen_second].concat());
         }
@@ -244,7 +331,7 @@ mod tests {
     #[test]
     fn the_estimate_is_the_data_all_along() {
         let schedule = schedule(json!({}), 4);
-        let plan = Plan { schedule: &schedule, guidance: Guidance { scale: 1.0, rescale: 0.0 }, start: 0 };
+        let plan = Plan { schedule: &schedule, guidance: &guide(1.0, 0.0, &schedule), start: 0, held: None };
         let mut steps = 0;
         let mut hook = |step: &Step<'_>| {
             all_near(&step.estimate()?, 6.0);
@@ -252,7 +339,7 @@ mod tests {
             assert_eq!((step.done, step.total), (steps, 4));
             Ok(())
         };
-        let (mut model, mut rng) = (Towards::new(), TorchRng::new(0));
+        let (mut model, mut rng) = (Towards::new(), Noise::new(0));
         denoise(&mut model, &clip(&[6.0]), &start(), &plan, &mut rng, &Silent, &mut hook).expect("a run");
         assert_eq!(steps, 4);
     }

@@ -11,9 +11,10 @@ use crate::{
     error::Result,
     event::{Event, Phase, Reporter},
     models::api::{
-        Activations, Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Defaults, Denoiser, Direction,
-        Geometry, LatentGrid, ModelInfo, Placement, ScheduleSpec, SigmaSource, TextEncoder, TextStates,
-        Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes,
+        Activations, Checkpoint, ClipContext, Conditioning, DecodeNoise, DecodeOptions, Defaults, Denoiser,
+        Direction, Geometry, Identified, LatentGrid, LatentStatistics, LatentUpsampler, ModelInfo, Placement,
+        Posterior, ScheduleSpec, SigmaSource, Skip, TextEncoder, TextStates, Tiling, Timestep, UpsamplerInfo,
+        UpsamplerSource, VideoDecoder, VideoEncoder, WeightBytes, Work,
     },
     video::VideoSpec,
 };
@@ -22,6 +23,8 @@ use crate::{
 pub struct Fake {
     info: ModelInfo,
     schedule: ScheduleSpec,
+    /// How it takes pictures; [`Conditioning::Beside`] unless a test says otherwise.
+    conditioning: Conditioning,
     /// Stages alive now, and the most that ever were.
     pub alive: &'static AtomicUsize,
     pub most_alive: AtomicUsize,
@@ -48,15 +51,23 @@ impl Fake {
                     direction: Direction::default(),
                 },
                 weight_bytes: WeightBytes::default(),
+                blocks: 3,
+                published: Identified::Unknown,
+                loras: Vec::new(),
             },
             schedule: ScheduleSpec {
                 config,
                 path: "scheduler_config.json".into(),
                 source: SigmaSource::Linear,
             },
+            conditioning: Conditioning::Beside,
             alive: Box::leak(Box::new(AtomicUsize::new(0))),
             most_alive: AtomicUsize::new(0),
         }
+    }
+
+    pub fn conditioned(self, conditioning: Conditioning) -> Self {
+        Self { conditioning, ..self }
     }
 
     fn load(&self) -> Alive {
@@ -92,7 +103,7 @@ impl TextEncoder for Letters {
 pub struct Towards {
     _alive: Option<Alive>,
     data: Vec<f64>,
-    /// (timestep, branch) of every call.
+    /// (timestep of the last token, branch) of every call.
     pub calls: Vec<(f32, usize)>,
 }
 
@@ -120,12 +131,32 @@ impl Denoiser for Towards {
         Ok(())
     }
 
+    /// Skipped blocks make a thing less of the data, each of them by one.
+    fn perturbed(
+        &mut self,
+        tokens: &Tensor,
+        timestep: &Timestep,
+        branch: usize,
+        skip: &Skip,
+    ) -> Result<Tensor> {
+        let Timestep::Shared(t) = timestep else { unreachable!("the loop gives shared timesteps") };
+        let full = self.velocity(tokens, timestep, branch)?;
+        Ok((full + skip.blocks.len() as f64 / (f64::from(*t) / 1000.0))?)
+    }
+
     /// Tokens are (1 − σ) data + σ noise, so (tokens − data) / σ is noise − data.
     fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor> {
-        let Timestep::Shared(t) = timestep else { unreachable!("the loop gives shared timesteps") };
-        self.calls.push((*t, branch));
-        let sigma = f64::from(*t) / 1000.0;
-        Ok(((tokens - self.data[branch])? / sigma)?)
+        let times = match timestep {
+            Timestep::Shared(t) => vec![*t; tokens.dim(1)?],
+            Timestep::PerToken(times) => times.flatten_all()?.to_vec1()?,
+        };
+        let last = *times.last().expect("a clip has tokens");
+        self.calls.push((last, branch));
+        let count = times.len();
+        // What is clean has no velocity.
+        let sigmas = times.into_iter().map(|t| if t > 0.0 { t / 1000.0 } else { f32::INFINITY }).collect();
+        let sigmas = Tensor::from_vec(sigmas, (1, count, 1), &Device::Cpu)?;
+        Ok((tokens - self.data[branch])?.broadcast_div(&sigmas)?)
     }
 }
 
@@ -156,6 +187,25 @@ impl VideoDecoder for Paint {
     }
 }
 
+/// Each cell's latents are the mean of its pixels in the first of its frames, with a deviation of a tenth.
+struct Mean {
+    _alive: Alive,
+}
+
+impl VideoEncoder for Mean {
+    fn encode(&mut self, video: &Tensor, _: &Tiling) -> Result<Posterior> {
+        let (_, _, f, h, w) = video.dims5()?;
+        let frames: Vec<u32> =
+            (0..f.div_ceil(4)).map(|i| if i == 0 { 0 } else { 4 * i as u32 - 3 }).collect();
+        let count = frames.len();
+        let frames = video.index_select(&Tensor::new(frames, &Device::Cpu)?, 2)?;
+        let cells = frames.mean(1)?.reshape(&[1, count, h / 8, 8, w / 8, 8][..])?;
+        let mean = cells.mean(5)?.mean(3)?.unsqueeze(1)?.repeat((1, 2, 1, 1, 1))?; // [1, 2, f, h, w]
+        let std = mean.ones_like()?.affine(0.1, 0.0)?;
+        Ok(Posterior { mean, std })
+    }
+}
+
 impl Checkpoint for Fake {
     fn info(&self) -> &ModelInfo {
         &self.info
@@ -163,6 +213,14 @@ impl Checkpoint for Fake {
 
     fn schedule(&self) -> &ScheduleSpec {
         &self.schedule
+    }
+
+    fn text_identity(&self) -> Result<Option<String>> {
+        Ok(Some("letters".into()))
+    }
+
+    fn conditioning(&self) -> Conditioning {
+        self.conditioning
     }
 
     fn text_encoder(&self, _: &Placement) -> Result<Box<dyn TextEncoder>> {
@@ -178,7 +236,12 @@ impl Checkpoint for Fake {
     }
 
     fn video_encoder(&self, _: &Placement) -> Result<Box<dyn VideoEncoder>> {
-        unreachable!("nothing here encodes videos")
+        Ok(Box::new(Mean { _alive: self.load() }))
+    }
+
+    fn latent_statistics(&self) -> Result<LatentStatistics> {
+        let row = |values: [f32; 2]| Tensor::new(&values, &Device::Cpu);
+        Ok(LatentStatistics { mean: row([1.0, -1.0])?, std: row([2.0, 0.5])?, factor: 1.0 })
     }
 
     fn latent_rgb(&self) -> Result<Option<(Tensor, Tensor)>> {
@@ -188,6 +251,37 @@ impl Checkpoint for Fake {
 
     fn activations(&self, _: &VideoSpec, _: &Placement, _: &Tiling) -> Activations {
         Activations::default()
+    }
+
+    fn resident(&self, _: &Placement) -> WeightBytes {
+        WeightBytes::default()
+    }
+
+    fn work(&self, _: &VideoSpec, _: usize, _: &Tiling) -> Work {
+        Work::default()
+    }
+}
+
+/// An upsampler that repeats cells and frames.
+pub struct Repeat(pub UpsamplerInfo);
+
+impl UpsamplerSource for Repeat {
+    fn info(&self) -> &UpsamplerInfo {
+        &self.0
+    }
+
+    fn load(&self, _: &Placement) -> Result<Box<dyn LatentUpsampler>> {
+        Ok(Box::new(Self(self.0.clone())))
+    }
+}
+
+impl LatentUpsampler for Repeat {
+    fn upsample(&mut self, latents: &Tensor) -> Result<Tensor> {
+        let (b, c, f, h, w) = latents.dims5()?;
+        let (s, t) = (self.0.space, self.0.time);
+        let x = latents.reshape(&[b, c, f, 1, h, 1, w, 1][..])?;
+        let x = x.broadcast_as(&[b, c, f, t, h, s, w, s][..])?.reshape((b, c, f * t, h * s, w * s))?;
+        Ok(x.narrow(2, t - 1, f * t - (t - 1))?)
     }
 }
 

@@ -1,15 +1,19 @@
 //! The family-agnostic way of the data: noise, sigmas, guidance and the one denoise loop.
 
 mod beta;
+pub mod conditions;
 pub mod denoise;
 pub mod guidance;
 pub mod health;
+pub mod held;
 pub mod noise;
 pub mod pictures;
 pub mod preview;
 pub mod render;
 pub mod sigmas;
 pub mod solver;
+pub mod upsample;
+pub mod windows;
 
 #[cfg(test)]
 pub(crate) mod fake;

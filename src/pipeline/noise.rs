@@ -23,7 +23,12 @@ pub struct TorchRng {
     next: usize,
     /// The second value of the last scalar Box–Muller pair, not yet given out.
     spare: Option<f64>,
+    drawn: Vec<Run>,
 }
+
+/// Draws of one size in a row: how many values each has, and how many draws there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Run(pub usize, pub usize);
 
 impl TorchRng {
     /// `torch.Generator("cpu").manual_seed(seed)`; like torch's, it hears only the low 32 bits.
@@ -35,7 +40,7 @@ impl TorchRng {
             let previous = state[i - 1];
             state[i] = (previous ^ (previous >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
         }
-        Self { state, next: N, spare: None }
+        Self { state, next: N, spare: None, drawn: Vec::new() }
     }
 
     /// `torch.randn(shape, generator=self)`: standard normal, f32, on the CPU.
@@ -43,6 +48,10 @@ impl TorchRng {
     /// Bit for bit what torch gives on x86 with AVX2; elsewhere torch's own last bits differ.
     pub fn randn(&mut self, shape: &[usize]) -> Result<Tensor> {
         let mut values = vec![0f32; shape.iter().product()];
+        match self.drawn.last_mut() {
+            Some(Run(size, count)) if *size == values.len() => *count += 1,
+            _ => self.drawn.push(Run(values.len(), 1)),
+        }
         if values.len() < BLOCK {
             values.fill_with(|| self.normal() as f32);
         } else {
@@ -172,43 +181,61 @@ fn sin_cos(x: f32) -> (f32, f32) {
     }
 }
 
-/// How far a render has used its seed: draws of one latent's size from each of the two generators.
+/// How far a render has used its seed: what it drew from each of the two generators, in order.
 ///
 /// Kept beside saved latents, so that going on from them draws what an uninterrupted render would have drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Drawn {
-    /// From [`Noise::clip`]: 1 for initial noise.
-    pub clip: usize,
-    /// From [`Noise::global`]: 1 for each step of a stochastic solver.
-    pub global: usize,
+    /// From [`Noise::clip`]: initial noise, and what conditions want.
+    #[serde(default)]
+    pub clip: Vec<Run>,
+    /// From [`Noise::global`]: one draw for each step of a stochastic solver.
+    #[serde(default)]
+    pub global: Vec<Run>,
 }
 
 impl Drawn {
-    /// What an ordinary render has drawn when its latents are done.
-    pub const INITIAL_NOISE: Self = Self { clip: 1, global: 0 };
+    /// What a render of latents of this shape has drawn when nothing but text is its prompt.
+    #[must_use]
+    pub fn initial_noise(shape: &[usize]) -> Self {
+        Self { clip: vec![Run(shape.iter().product(), 1)], global: Vec::new() }
+    }
 }
 
 /// The two generators of a reference run, seeded alike: `torch.manual_seed(seed)` for what its layers and its
 /// stochastic solver draw, and `generator=torch.Generator("cpu").manual_seed(seed)` for the pipeline's own noise.
 #[derive(Debug, Clone)]
 pub struct Noise {
-    /// Initial noise and the decoder's noise on the latents.
+    /// Initial noise, noise of conditions, and the decoder's noise on the latents.
     pub clip: TorchRng,
     /// Noise of a stochastic solver and of layers that inject it.
     pub global: TorchRng,
 }
 
 impl Noise {
-    /// Both generators, each of them after `drawn` draws of the shape of the latents.
-    pub fn after(seed: u64, drawn: Drawn, latents: &[usize]) -> Result<Self> {
-        let mut noise = Self { clip: TorchRng::new(seed), global: TorchRng::new(seed) };
-        for _ in 0..drawn.clip {
-            noise.clip.randn(latents)?;
-        }
-        for _ in 0..drawn.global {
-            noise.global.randn(latents)?;
+    /// Both generators as they begin.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { clip: TorchRng::new(seed), global: TorchRng::new(seed) }
+    }
+
+    /// Both generators after what was `drawn`.
+    pub fn after(seed: u64, drawn: &Drawn) -> Result<Self> {
+        let mut noise = Self::new(seed);
+        for (rng, runs) in [(&mut noise.clip, &drawn.clip), (&mut noise.global, &drawn.global)] {
+            for Run(size, count) in runs {
+                for _ in 0..*count {
+                    rng.randn(&[*size])?;
+                }
+            }
         }
         Ok(noise)
+    }
+
+    /// What was drawn from both so far.
+    #[must_use]
+    pub fn drawn(&self) -> Drawn {
+        Drawn { clip: self.clip.drawn.clone(), global: self.global.drawn.clone() }
     }
 }
 
@@ -218,13 +245,19 @@ mod tests {
 
     #[test]
     fn goes_on_where_a_render_stopped() {
-        let shape = [1, 3, 2, 4, 5];
-        let mut whole = Noise::after(7, Drawn::default(), &shape).expect("a generator");
+        let mut whole = Noise::new(7);
         for _ in 0..3 {
-            whole.global.randn(&shape).expect("noise");
+            whole.global.randn(&[1, 3, 2, 4, 5]).expect("noise");
         }
-        whole.clip.randn(&shape).expect("noise");
-        let mut later = Noise::after(7, Drawn { clip: 1, global: 3 }, &shape).expect("a generator");
+        for size in [120, 120, 7, 31, 120] {
+            whole.clip.randn(&[size]).expect("noise");
+        }
+        let drawn = whole.drawn();
+        assert_eq!(drawn.clip, [Run(120, 2), Run(7, 1), Run(31, 1), Run(120, 1)]);
+        assert_eq!(drawn.global, [Run(120, 3)]);
+        let mut later = Noise::after(7, &drawn).expect("generators");
+        assert_eq!(later.drawn(), drawn);
+        assert_eq!(whole.clip.normal(), later.clip.normal());
         assert_eq!(whole.clip.word(), later.clip.word());
         assert_eq!(whole.global.word(), later.global.word());
     }

@@ -7,21 +7,26 @@ use std::{ops::ControlFlow, time::Instant};
 use candle_core::{DType, Device, Tensor};
 
 use super::{
+    conditions::{Condition, Conditions, Content, Source},
     denoise::{Plan, StepHook, denoise},
-    guidance::Guidance,
+    guidance::{GuidancePlan, at_least},
     health::{Health, HealthCheck, Verdict},
+    held,
     noise::{Drawn, Noise},
     pictures::pictures,
     sigmas::Schedule,
+    upsample,
 };
 use crate::{
     error::{Error, Result},
     event::{Event, Phase, Reporter},
-    models::api::{Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Placement, TextStates},
+    models::api::{
+        Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Pass, Placement, TextStates, UpsamplerSource,
+    },
     video::{FrameSink, VideoSpec},
 };
 
-/// One clip to make.
+/// One pass over a clip.
 #[derive(Debug, Clone)]
 pub struct RenderRequest {
     /// What the video shows.
@@ -30,22 +35,22 @@ pub struct RenderRequest {
     pub negative_prompt: String,
     /// Size, length and rate.
     pub spec: VideoSpec,
-    /// Denoising steps; explicit `timesteps` count instead.
-    pub steps: usize,
-    /// Classifier-free guidance scale; 1 or less means none.
-    pub guidance: f64,
-    /// Share of the guided velocity that is brought back to the spread of the unguided one.
-    pub guidance_rescale: f64,
+    /// Schedule and guidance.
+    pub pass: Pass,
     /// Seed of all noise.
     pub seed: u64,
     /// Tokens that each prompt is padded or cut to.
     pub max_sequence_length: usize,
-    /// What the denoiser is told at each step, falling from 1000, instead of the checkpoint's own schedule.
-    pub timesteps: Option<Vec<f32>>,
     /// How to decode.
     pub decode: DecodeOptions,
+    /// Pictures and clips that the video is to hold or to start from.
+    pub conditions: Conditions,
     /// `[1, C, F, H, W]`: used instead of drawn noise.
     pub latents: Option<Tensor>,
+    /// Tokens beside the clip's that a stopped render left with `latents`, see [`Denoised::beside`].
+    pub beside: Option<Tensor>,
+    /// Whether `latents` are of a clip that is done: they get noise of the level that the pass begins at.
+    pub refine: bool,
     /// Step to begin with: 0, or the finished steps of a stopped render that left `latents`. If all are finished,
     /// no denoiser is loaded.
     pub start: usize,
@@ -54,10 +59,10 @@ pub struct RenderRequest {
 }
 
 impl RenderRequest {
-    /// What has been drawn from the seed when the first step begins.
+    /// Steps that are yet to be done.
     #[must_use]
-    pub fn drawn_at_start(&self) -> Drawn {
-        if self.latents.is_some() { self.drawn } else { Drawn { clip: 1, ..Drawn::default() } }
+    pub fn steps_left(&self) -> usize {
+        self.pass.count().saturating_sub(self.start)
     }
 }
 
@@ -66,6 +71,8 @@ impl RenderRequest {
 pub struct Denoised {
     /// `[1, C, F, H, W]`, f32, on the CPU: as the denoiser leaves them, normalised.
     pub latents: Tensor,
+    /// `[1, E, D]`, f32, on the CPU: tokens of conditions beside the clip's, which a stopped render goes on with.
+    pub beside: Option<Tensor>,
     /// Steps that are done.
     pub finished_steps: usize,
     /// Steps in all.
@@ -89,23 +96,27 @@ pub struct Renderer<'a> {
 impl Renderer<'_> {
     /// Refuses what can't be rendered, before any weight is read.
     pub fn check(&self, request: &RenderRequest) -> Result<()> {
-        if request.prompt.trim().is_empty() {
+        if request.prompt.trim().is_empty() && request.conditions.is_empty() {
             return Err(Error::invalid("prompt", "it is empty").with_hint("say what the video should show"));
         }
         let geometry = self.checkpoint.info().geometry;
         geometry.check(&request.spec)?;
         let steps = self.schedule(request)?.steps();
-        at_least("guidance", request.guidance, None)?;
-        at_least("guidance rescale", request.guidance_rescale, Some(1.0))?;
+        self.guidance(request)?;
+        upsample::check(&request.pass.upsample)?;
         if request.max_sequence_length == 0 {
             return Err(Error::invalid("prompt length 0", "expected at least 1 token"));
         }
         check_decode(&request.decode)?;
+        request.conditions.check(self.checkpoint.conditioning(), &geometry, &request.spec)?;
         let Some(latents) = &request.latents else {
             if request.start > 0 {
                 let what = format!("start at step {}", request.start);
                 return Err(Error::invalid(what, "only saved latents can be gone on from")
                     .with_hint("pass --latents"));
+            }
+            if request.refine {
+                return Err(Error::invalid("pass over a clip that is done", "there are no latents of it"));
             }
             return Ok(());
         };
@@ -117,11 +128,21 @@ impl Renderer<'_> {
         Ok(())
     }
 
+    /// Times that the denoiser is yet to be asked in a pass.
+    pub fn calls_left(&self, request: &RenderRequest) -> Result<usize> {
+        Ok(self.guidance(request)?.calls_from(request.start))
+    }
+
+    /// Whether some step of a pass hears the negative prompt.
+    pub fn hears_negative(&self, request: &RenderRequest) -> Result<bool> {
+        Ok(self.guidance(request)?.has_negative())
+    }
+
     /// Encodes the prompts, in the order in which the loop asks for them: (negative, positive), or the prompt alone
     /// without guidance.
     pub fn encode(&self, request: &RenderRequest) -> Result<Vec<TextStates>> {
         let mut prompts = vec![("prompt", &request.prompt)];
-        if guidance(request).is_on() {
+        if self.guidance(request)?.has_negative() {
             prompts.insert(0, ("negative prompt", &request.negative_prompt));
         }
         let mut encoder = self.load(|| self.checkpoint.text_encoder(&self.place))?;
@@ -145,56 +166,153 @@ impl Renderer<'_> {
         })
     }
 
+    /// The request's conditions with their pictures encoded: several clips can share the work.
+    pub fn encode_conditions(&self, request: &RenderRequest) -> Result<Conditions> {
+        let Conditions { list, source, noise_scale } = &request.conditions;
+        let pixels = |content: &Content| matches!(content, Content::Pixels(_));
+        let total = list.iter().filter(|condition| pixels(&condition.content)).count()
+            + usize::from(source.as_ref().is_some_and(|source| pixels(&source.content)));
+        if total == 0 {
+            return Ok(request.conditions.clone());
+        }
+        let (geometry, rule) = (self.checkpoint.info().geometry, self.checkpoint.conditioning());
+        let mut encoder = self.load(|| self.checkpoint.video_encoder(&self.place))?;
+        self.phase(Phase::EncodeVideo, total as u64, || {
+            let mut done = 0;
+            let mut encode = |video: &Tensor| {
+                let mut posterior = encoder.encode(video, &request.decode.tiling)?;
+                for part in [&mut posterior.mean, &mut posterior.std] {
+                    *part = part.to_device(&Device::Cpu)?;
+                }
+                done += 1;
+                let total = total as u64;
+                self.tell(&Event::Progress { phase: Phase::EncodeVideo, done, total })?;
+                Ok::<_, Error>(posterior)
+            };
+            let mut encoded = Vec::new();
+            for condition in list {
+                let content = match condition.pixels(rule, &geometry, &request.spec)? {
+                    Some(video) => Content::Encoded(condition.encoded(rule, encode(&video)?)?),
+                    None => condition.content.clone(),
+                };
+                encoded.push(Condition { content, ..condition.clone() });
+            }
+            let source = match source {
+                Some(Source { content: Content::Pixels(video), strength }) => {
+                    Some(Source { content: Content::Encoded(encode(video)?), strength: *strength })
+                }
+                other => other.clone(),
+            };
+            Ok(Conditions { list: encoded, source, noise_scale: *noise_scale })
+        })
+    }
+
     /// Takes noise, or the request's latents, through the denoiser. `hook` is called after each step.
+    /// Without guidance the last of the `texts` counts.
     ///
     /// A reporter that answers `Break` gets what is done so far back.
     pub fn denoise(
         &self,
         request: &RenderRequest,
-        texts: Vec<TextStates>,
+        mut texts: Vec<TextStates>,
         hook: &mut StepHook<'_>,
     ) -> Result<Denoised> {
         let geometry = self.checkpoint.info().geometry;
-        let shape = geometry.latent_shape(&request.spec);
-        let schedule = self.schedule(request)?;
-        let mut drawn = request.drawn_at_start();
-        let start = if request.latents.is_some() { request.drawn } else { Drawn::default() };
-        let mut noise = Noise::after(request.seed, start, &shape)?;
-        let initial = match &request.latents {
-            Some(latents) => latents.to_dtype(DType::F32)?,
-            None => noise.clip.randn(&shape)?,
-        };
+        let (schedule, guidance) = (self.schedule(request)?, self.guidance(request)?);
+        if !guidance.has_negative() {
+            texts.drain(..texts.len().saturating_sub(1));
+        }
         let steps = schedule.steps();
-        if request.start == steps {
-            return Ok(Denoised { latents: initial, finished_steps: steps, steps, cancelled: false, drawn });
+        let given = request.latents.as_ref().map(|latents| latents.to_dtype(DType::F32)).transpose()?;
+        if let Some(latents) = given.as_ref().filter(|_| request.start == steps) {
+            return Ok(Denoised {
+                latents: latents.clone(),
+                beside: None,
+                finished_steps: steps,
+                steps,
+                cancelled: false,
+                drawn: request.drawn.clone(),
+            });
         }
+        let conditions = self.encode_conditions(request)?;
         let mut model = self.load(|| self.checkpoint.denoiser(&self.place))?;
-        let clip = ClipContext { grid: geometry.grid(&request.spec), fps: request.spec.fps, texts };
-        let plan = Plan { schedule: &schedule, guidance: guidance(request), start: request.start };
-        let initial = initial.to_device(&self.place.device)?;
-        let done = denoise(&mut *model, &clip, &initial, &plan, &mut noise.global, self.reporter, hook)?;
-        if schedule.stochastic {
-            drawn.global += done.finished_steps - request.start;
+        let first = first_step(&conditions, steps);
+        let resumed = request.start > 0;
+        let mut noise = Noise::new(request.seed);
+        let mut start = held::start(
+            held::Given {
+                conditions: &conditions,
+                latents: given.as_ref().filter(|_| !resumed && !request.refine),
+                clean: given.as_ref().filter(|_| request.refine),
+            },
+            self.checkpoint.conditioning(),
+            &geometry,
+            &request.spec,
+            schedule.sigmas[first],
+            &*model,
+            &mut noise.clip,
+        )?;
+        if resumed {
+            noise = Noise::after(request.seed, &request.drawn)?;
+            start.latents = given.unwrap_or(start.latents);
+            start.held = start.held.map(|held| held.resumed(request.beside.clone()));
         }
+        let device = &self.place.device;
+        let held = start.held.map(|held| held.to_device(device)).transpose()?;
+        let spec = &request.spec;
+        let clip =
+            ClipContext { grid: geometry.grid(spec), fps: spec.fps, texts, before: start.before.clone() };
+        let plan = Plan {
+            schedule: &schedule,
+            guidance: &guidance,
+            start: request.start.max(first),
+            held: held.as_ref(),
+        };
+        let initial = start.latents.to_device(device)?;
+        let done = denoise(&mut *model, &clip, &initial, &plan, &mut noise, self.reporter, hook)?;
         let latents = done.latents.to_device(&Device::Cpu)?;
         if !is_finite(&latents)?
             && let Some(error) = Verdict::NotFinite.error()
         {
             return Err(error);
         }
-        Ok(Denoised { latents, finished_steps: done.finished_steps, steps, cancelled: done.cancelled, drawn })
+        Ok(Denoised {
+            latents,
+            beside: done.beside.map(|tokens| tokens.to_device(&Device::Cpu)).transpose()?,
+            finished_steps: done.finished_steps,
+            steps,
+            cancelled: done.cancelled,
+            drawn: noise.drawn(),
+        })
+    }
+
+    /// Enlarges latents `[1, C, F, H, W]`, as [`Renderer::denoise`] leaves them, for the pass that comes next.
+    pub fn upsample(&self, latents: &Tensor, source: &dyn UpsamplerSource, next: &Pass) -> Result<Tensor> {
+        let statistics = self.checkpoint.latent_statistics()?;
+        let mut model = self.load(|| source.load(&self.place))?;
+        let latents = self.phase(Phase::Upsample, 1, || {
+            let latents = upsample::upsample(&mut *model, latents, &statistics, &next.upsample)?;
+            self.tell(&Event::Progress { phase: Phase::Upsample, done: 1, total: 1 })?;
+            Ok(latents.to_device(&Device::Cpu)?)
+        })?;
+        if is_finite(&latents)? {
+            Ok(latents)
+        } else {
+            Err(Error::invalid("upsampled latents", "they hold values that are not finite")
+                .with_hint("pass --dtype f32; if that doesn't help, the upsampler is damaged"))
+        }
     }
 
     /// Decodes latents `[1, C, F, H, W]`, as [`Renderer::denoise`] leaves them, and pushes the frames into `sink`.
     ///
-    /// `seed` and `drawn` are those of the render ([`Drawn::INITIAL_NOISE`] where nothing else is known), so that a
+    /// `seed` and `drawn` are those of the render ([`Drawn::initial_noise`] where nothing else is known), so that a
     /// decoder that draws noise draws what it would have drawn right after it.
     pub fn decode(
         &self,
         latents: &Tensor,
         spec: &VideoSpec,
         seed: u64,
-        drawn: Drawn,
+        drawn: &Drawn,
         options: &DecodeOptions,
         sink: &mut dyn FrameSink,
     ) -> Result<Health> {
@@ -202,7 +320,7 @@ impl Renderer<'_> {
         check_decode(options)?;
         self.check_latents(latents, spec)?;
         let device = &self.place.device;
-        let mut noise = DeviceNoise { noise: Noise::after(seed, drawn, latents.dims())?, device };
+        let mut noise = DeviceNoise { noise: Noise::after(seed, drawn)?, device };
         let latents = latents.to_dtype(DType::F32)?.to_device(device)?;
         let mut decoder = self.load(|| self.checkpoint.video_decoder(&self.place))?;
         let mut health = HealthCheck::new(spec.frames);
@@ -226,7 +344,12 @@ impl Renderer<'_> {
     fn schedule(&self, request: &RenderRequest) -> Result<Schedule> {
         let grid = self.checkpoint.info().geometry.grid(&request.spec);
         let cells = grid.frames * grid.height * grid.width;
-        Schedule::new(self.checkpoint.schedule(), request.steps, request.timesteps.as_deref(), cells)
+        Schedule::of_pass(self.checkpoint.schedule(), &request.pass, cells)
+    }
+
+    fn guidance(&self, request: &RenderRequest) -> Result<GuidancePlan> {
+        let blocks = self.checkpoint.info().blocks;
+        GuidancePlan::new(&request.pass.guidance, &self.schedule(request)?, blocks)
     }
 
     fn check_latents(&self, latents: &Tensor, spec: &VideoSpec) -> Result<()> {
@@ -286,20 +409,10 @@ impl DecodeNoise for DeviceNoise<'_> {
     }
 }
 
-fn guidance(request: &RenderRequest) -> Guidance {
-    Guidance { scale: request.guidance, rescale: request.guidance_rescale }
-}
-
-/// Refuses numbers that are below 0, above `most`, or no numbers.
-fn at_least(name: &str, value: f64, most: Option<f64>) -> Result<()> {
-    if value.is_finite() && value >= 0.0 && most.is_none_or(|most| value <= most) {
-        return Ok(());
-    }
-    let why = match most {
-        Some(most) => format!("expected a number from 0 to {most}"),
-        None => "expected a number from 0 on".into(),
-    };
-    Err(Error::invalid(format!("{name} {value}"), why))
+/// The step that a render begins with: not the first where it starts from a clip and may not change it wholly.
+fn first_step(conditions: &Conditions, steps: usize) -> usize {
+    let strength = conditions.source.as_ref().map_or(1.0, |source| source.strength);
+    steps - ((steps as f64 * strength) as usize).min(steps)
 }
 
 fn check_decode(options: &DecodeOptions) -> Result<()> {

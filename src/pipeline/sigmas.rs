@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::beta;
 use crate::{
     error::{Error, Result},
-    models::api::{ScheduleSpec, SigmaSource},
+    models::api::{Pass, ScheduleSpec, SigmaSource},
 };
 
 /// The one scheduler that is followed here.
@@ -127,7 +127,7 @@ impl Schedule {
     pub fn new(spec: &ScheduleSpec, steps: usize, timesteps: Option<&[f32]>, cells: usize) -> Result<Self> {
         let config = Config::read(&spec.config, &spec.path)?;
         if let Some(timesteps) = timesteps {
-            check_timesteps(timesteps, config.num_train_timesteps)?;
+            check_falling("timesteps", timesteps, config.num_train_timesteps as f32)?;
         } else if steps == 0 {
             return Err(Error::invalid("step count 0", "expected at least 1"));
         }
@@ -139,7 +139,7 @@ impl Schedule {
                     None => config.schedule(Given::Sigmas(&linear(steps)), mu),
                 }
             }
-            SigmaSource::LinearQuadratic => {
+            SigmaSource::LinearQuadratic | SigmaSource::Shifted(_) => {
                 if config.use_dynamic_shifting {
                     return Err(Error::Config {
                         path: spec.path.clone(),
@@ -148,11 +148,15 @@ impl Schedule {
                         expected: "false: this pipeline has a schedule of its own".into(),
                     });
                 }
-                let own = timesteps.map_or_else(|| linear_quadratic(steps), <[f32]>::to_vec);
+                let own = match (timesteps, spec.source) {
+                    (Some(timesteps), _) => timesteps.to_vec(),
+                    (None, SigmaSource::Shifted(shift)) => shifted(steps, shift),
+                    (None, _) => linear_quadratic(steps),
+                };
                 config.schedule(Given::Timesteps(&own), 0.0)
             }
         };
-        if spec.source == SigmaSource::LinearQuadratic {
+        if spec.source.steps_by_time() {
             schedule.levels = Levels::ByTime(config.num_train_timesteps as f32);
         }
         if schedule.sigmas.iter().any(|sigma| !sigma.is_finite()) {
@@ -164,6 +168,47 @@ impl Schedule {
             .with_hint("pass another number of --steps"));
         }
         Ok(schedule)
+    }
+}
+
+impl Schedule {
+    /// The schedule of a pass: the checkpoint's own or one by hand, less the steps that the pass leaves out.
+    pub fn of_pass(spec: &ScheduleSpec, pass: &Pass, cells: usize) -> Result<Self> {
+        let mut schedule = match &pass.sigmas {
+            Some(sigmas) => Self::by_hand(spec, sigmas)?,
+            None => Self::new(spec, pass.steps, pass.timesteps.as_deref(), cells)?,
+        };
+        schedule.cut(pass.skip_first, pass.skip_last)?;
+        schedule.stochastic = pass.stochastic.unwrap_or(schedule.stochastic);
+        Ok(schedule)
+    }
+
+    /// Noise levels exactly as they are given, without any of the scheduler's shifts, and 0 after them.
+    fn by_hand(spec: &ScheduleSpec, sigmas: &[f32]) -> Result<Self> {
+        let config = Config::read(&spec.config, &spec.path)?;
+        check_falling("sigmas", sigmas, 1.0)?;
+        let scale = config.num_train_timesteps as f32;
+        let levels = if spec.source.steps_by_time() { Levels::ByTime(scale) } else { Levels::ByStep };
+        Ok(Self {
+            sigmas: sigmas.iter().copied().chain([0.0]).collect(),
+            timesteps: sigmas.iter().map(|sigma| sigma * scale).collect(),
+            stochastic: config.stochastic_sampling,
+            levels,
+        })
+    }
+
+    /// Leaves out the first and the last steps; the one that is last then goes where the whole schedule ended.
+    fn cut(&mut self, first: usize, last: usize) -> Result<()> {
+        let steps = self.steps();
+        if first + last >= steps {
+            let what = format!("{} of {steps} steps left out", first + last);
+            return Err(Error::invalid(what, "expected at least one to stay"));
+        }
+        self.sigmas.drain(steps - last..steps);
+        self.timesteps.truncate(steps - last);
+        self.sigmas.drain(..first);
+        self.timesteps.drain(..first);
+        Ok(())
     }
 }
 
@@ -291,6 +336,12 @@ fn linear(n: usize) -> Vec<f32> {
     linspace(1.0, 1.0 / n as f64, n).map(|s| s as f32).collect()
 }
 
+/// Timesteps of equal steps of sigma from 1, shifted towards noise.
+fn shifted(steps: usize, shift: f64) -> Vec<f32> {
+    let level = |step: usize| 1.0 - step as f64 / steps as f64;
+    (0..steps).map(level).map(|s| (1000.0 * shift * s / (1.0 + (shift - 1.0) * s)) as f32).collect()
+}
+
 /// Timesteps whose first half falls slowly and evenly, and whose second half falls faster and faster.
 fn linear_quadratic(n: usize) -> Vec<f32> {
     /// Noise that the even half takes away.
@@ -315,15 +366,15 @@ fn linear_quadratic(n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn check_timesteps(timesteps: &[f32], most: usize) -> Result<()> {
-    let refuse = |why: String| Err(Error::invalid("timesteps", why));
-    let (Some(first), Some(last)) = (timesteps.first(), timesteps.last()) else {
+fn check_falling(what: &str, values: &[f32], most: f32) -> Result<()> {
+    let refuse = |why: String| Err(Error::invalid(what, why));
+    let (Some(first), Some(last)) = (values.first(), values.last()) else {
         return refuse("expected at least one".into());
     };
-    if timesteps.windows(2).any(|pair| pair[0].partial_cmp(&pair[1]) != Some(std::cmp::Ordering::Greater)) {
+    if values.windows(2).any(|pair| pair[0].partial_cmp(&pair[1]) != Some(std::cmp::Ordering::Greater)) {
         return refuse("expected each to be less than the one before".into());
     }
-    if !(*first <= most as f32 && *last >= 0.0) {
+    if !(*first <= most && *last >= 0.0) {
         return refuse(format!("expected numbers from {most} down to 0, found {first} to {last}"));
     }
     Ok(())
@@ -332,6 +383,16 @@ fn check_timesteps(timesteps: &[f32], most: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shifted_schedule_has_equal_steps_before_the_shift() {
+        let schedule =
+            Schedule::new(&spec(serde_json::json!({}), SigmaSource::Shifted(3.0)), 4, None, 64).unwrap();
+        let expected = [1.0, 0.9, 0.75, 0.5, 0.0];
+        assert!(schedule.sigmas.iter().zip(expected).all(|(found, sigma)| (found - sigma).abs() < 1e-6));
+        assert_eq!(schedule.timesteps, [1000.0, 900.0, 750.0, 500.0]);
+        assert_eq!(schedule.levels, Levels::ByTime(1000.0));
+    }
 
     fn spec(config: serde_json::Value, source: SigmaSource) -> ScheduleSpec {
         ScheduleSpec { config, path: "scheduler/scheduler_config.json".into(), source }
@@ -382,7 +443,43 @@ mod tests {
         assert!(told(&[f32::NAN]).contains("down to 0"));
         assert!(told(&[1001.0, 0.0]).contains("down to 0"));
         assert!(told(&[10.0, -1.0]).contains("down to 0"));
+        let told = |sigmas: &[f32]| {
+            let pass = Pass { sigmas: Some(sigmas.to_vec()), ..Pass::default() };
+            Schedule::of_pass(&spec(plain(), SigmaSource::Linear), &pass, 64)
+                .expect_err("refused")
+                .to_string()
+        };
+        assert!(told(&[1.1, 0.5]).contains("numbers from 1 down to 0, found 1.1 to 0.5"));
+        assert!(told(&[0.5, 0.6]).contains("less than the one before"));
         let stretched = serde_json::json!({ "shift_terminal": 0.1 });
         assert!(refusal(stretched, SigmaSource::Linear, 1, None).contains("not finite"));
+    }
+
+    #[test]
+    fn sigmas_by_hand_are_not_shifted() {
+        let config = serde_json::json!({ "shift": 3.0, "shift_terminal": 0.1, "stochastic_sampling": true });
+        for source in [SigmaSource::Linear, SigmaSource::LinearQuadratic] {
+            let pass = Pass { sigmas: Some(vec![1.0, 0.75, 0.5]), ..Pass::default() };
+            let schedule = Schedule::of_pass(&spec(config.clone(), source), &pass, 64).expect("a schedule");
+            assert_eq!(schedule.sigmas, [1.0, 0.75, 0.5, 0.0]);
+            assert_eq!(schedule.timesteps, [1000.0, 750.0, 500.0]);
+            assert!(schedule.stochastic);
+            let plain = Pass { stochastic: Some(false), ..pass };
+            assert!(!Schedule::of_pass(&spec(config.clone(), source), &plain, 64).expect("one").stochastic);
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_shortens_either_end() {
+        let of = |skip_first, skip_last| {
+            let pass = Pass { steps: 4, skip_first, skip_last, ..Pass::default() };
+            Schedule::of_pass(&spec(serde_json::json!({}), SigmaSource::Linear), &pass, 64)
+        };
+        assert_eq!(of(0, 0).expect("all").sigmas, [1.0, 0.75, 0.5, 0.25, 0.0]);
+        assert_eq!(of(1, 0).expect("three").sigmas, [0.75, 0.5, 0.25, 0.0]);
+        let middle = of(1, 2).expect("one");
+        assert_eq!((middle.sigmas, middle.timesteps), (vec![0.75, 0.0], vec![750.0]));
+        let error = of(2, 2).expect_err("none").to_string();
+        assert_eq!(error, "invalid 4 of 4 steps left out: expected at least one to stay");
     }
 }

@@ -3,10 +3,11 @@
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 
-/// Values that one core converts at a time.
-const CHUNK: usize = 1 << 16;
+use super::encoding::Encoding;
+
+/// Values that one core converts at a time: whole blocks of every format.
+const CHUNK: usize = 1 << 14;
 
 /// Why a tensor could not be converted.
 pub(super) enum Refusal {
@@ -24,40 +25,44 @@ impl From<candle_core::Error> for Refusal {
     }
 }
 
-/// Makes a tensor of `shape` from little-endian `bytes`.
+/// Values as they are stored.
+#[derive(Clone, Copy)]
+pub(super) struct Raw<'a> {
+    pub bytes: &'a [u8],
+    pub encoding: Encoding,
+    /// What values are multiplied by: nothing, one number, or one for each row.
+    pub scale: &'a [f32],
+    /// Values of a row.
+    pub row: usize,
+}
+
+/// Makes a tensor of `shape`.
 pub(super) fn tensor(
-    bytes: &[u8],
-    stored: Dtype,
+    raw: Raw<'_>,
     shape: &[usize],
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor, Refusal> {
+    let count = shape.iter().product();
     match dtype {
-        DType::F32 => to::<f32>(bytes, stored, shape, device),
-        DType::F16 => to::<f16>(bytes, stored, shape, device),
-        DType::BF16 => to::<bf16>(bytes, stored, shape, device),
+        DType::F32 => to::<f32>(raw, count, shape, device),
+        DType::F16 => to::<f16>(raw, count, shape, device),
+        DType::BF16 => to::<bf16>(raw, count, shape, device),
         other => Err(candle_core::Error::UnsupportedDTypeForOp(other, "load").into()),
     }
 }
 
 fn to<T: WithDType + Wanted>(
-    bytes: &[u8],
-    stored: Dtype,
+    raw: Raw<'_>,
+    count: usize,
     shape: &[usize],
     device: &Device,
 ) -> Result<Tensor, Refusal> {
-    let values: Vec<T> = match stored {
-        Dtype::F32 => values(bytes, |b: [u8; 4]| f32::from_le_bytes(b)),
-        Dtype::F16 => values(bytes, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => values(bytes, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
-        _ => return Err(Refusal::Dtype),
-    }
-    .ok_or(Refusal::NotFinite)?;
-    Ok(Tensor::from_vec(values, shape, device)?)
+    Ok(Tensor::from_vec(values::<T>(raw, count)?, shape, device)?)
 }
 
 /// A type that weights are kept in; each of the stored types passes through f32 exactly.
-trait Wanted: Copy + Send + Sync {
+pub(super) trait Wanted: Copy + Send + Sync {
     const ZERO: Self;
     fn from_f32(value: f32) -> Self;
 }
@@ -83,18 +88,50 @@ impl Wanted for bf16 {
     }
 }
 
-/// `None` if a value is not finite.
-fn values<T: Wanted, const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32 + Sync) -> Option<Vec<T>> {
-    let mut values = vec![T::ZERO; bytes.len() / N];
-    let finite = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).map(|(to, from)| {
-        let (words, _) = from.as_chunks::<N>();
+/// `count` values; refused if one is not finite.
+pub(super) fn values<T: Wanted>(raw: Raw<'_>, count: usize) -> Result<Vec<T>, Refusal> {
+    let chunk_bytes = raw.encoding.bytes_of(CHUNK).ok_or(Refusal::Dtype)?;
+    if raw.encoding.bytes_of(count) != Some(raw.bytes.len()) {
+        return Err(Refusal::Dtype);
+    }
+    let mut values = vec![T::ZERO; count];
+    let chunks = values.par_chunks_mut(CHUNK).zip(raw.bytes.par_chunks(chunk_bytes)).enumerate();
+    chunks.try_for_each(|(index, (to, bytes))| {
+        let wide = &mut vec![0f32; to.len()];
+        raw.decode(index * CHUNK, bytes, wide)?;
         let mut finite = true;
-        for (to, from) in to.iter_mut().zip(words) {
-            let value = read(*from);
+        for (to, value) in to.iter_mut().zip(wide) {
             finite &= value.is_finite();
-            *to = T::from_f32(value);
+            *to = T::from_f32(*value);
         }
-        finite
-    });
-    finite.reduce(|| true, |a, b| a & b).then_some(values)
+        if finite { Ok(()) } else { Err(Refusal::NotFinite) }
+    })?;
+    Ok(values)
+}
+
+/// Looks at every value and keeps none; refused if one is not finite.
+pub(super) fn check(raw: Raw<'_>) -> Result<(), Refusal> {
+    let chunk_bytes = raw.encoding.bytes_of(CHUNK).ok_or(Refusal::Dtype)?;
+    let block_bytes = chunk_bytes / (CHUNK / raw.encoding.block());
+    raw.bytes.par_chunks(chunk_bytes).enumerate().try_for_each(|(index, bytes)| {
+        let wide = &mut vec![0f32; bytes.len() / block_bytes * raw.encoding.block()];
+        raw.decode(index * CHUNK, bytes, wide)?;
+        if wide.iter().all(|value| value.is_finite()) { Ok(()) } else { Err(Refusal::NotFinite) }
+    })
+}
+
+impl Raw<'_> {
+    /// Decodes values of which the first is number `start`, and multiplies them by their factors.
+    fn decode(&self, start: usize, bytes: &[u8], out: &mut [f32]) -> Result<(), Refusal> {
+        self.encoding.decode(bytes, out)?;
+        match *self.scale {
+            [] => {}
+            [scale] => out.iter_mut().for_each(|value| *value *= scale),
+            _ => {
+                let factor = |place: usize| self.scale[(start + place) / self.row];
+                out.iter_mut().enumerate().for_each(|(place, value)| *value *= factor(place));
+            }
+        }
+        Ok(())
+    }
 }

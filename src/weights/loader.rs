@@ -1,21 +1,37 @@
 //! Reading tensors by key, with an account of what was read.
 
 use std::{
+    borrow::Cow,
     collections::HashSet,
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{
+    DType, Device, Tensor,
+    quantized::{QStorage, QTensor},
+};
 
 use super::{
-    convert::{self, Refusal},
-    files::Weights,
+    convert,
+    encoding::Encoding,
+    files::{Stored, Weights},
+    lora::{Adapter, Patch},
+    packed::Packed,
 };
 use crate::{
     device::Placement,
     error::{Error, Result},
 };
+
+/// 16-bit matrices of so many values and more stay in their file on a CPU: decoding them again and again costs little
+/// beside multiplying with them. Smaller ones are worth their memory.
+const PACKED_FROM: usize = 4 << 20;
+
+/// Whether a matrix of so many values stays in its file on a CPU.
+pub(super) fn stays_packed(encoding: Encoding, values: usize) -> bool {
+    encoding.is_quantised() || (encoding != Encoding::F32 && values >= PACKED_FROM)
+}
 
 /// Reads tensors below a prefix of keys onto one device in one dtype.
 ///
@@ -27,6 +43,16 @@ pub struct Loader {
     place: Placement,
     prefix: String,
     read: Arc<Mutex<HashSet<String>>>,
+}
+
+/// The weight of a linear layer, `[out, in]`, in the form that suits its format and its device.
+pub enum Matrix {
+    /// Numbers of the loader's dtype.
+    Real(Tensor),
+    /// In its file, for a CPU.
+    Packed(Packed),
+    /// Blocks on a device that multiplies with them as they are.
+    Blocks(QTensor),
 }
 
 impl Loader {
@@ -47,10 +73,10 @@ impl Loader {
         Self { place, ..self.clone() }
     }
 
-    /// The tensor `key`, in this loader's dtype and on its device.
+    /// The tensor `key`, in this loader's dtype and on its device, whatever it is stored as.
     ///
-    /// It is an error if it is missing, of another shape, of a type that isn't F32, F16 or BF16, or
-    /// holds a value that is not finite.
+    /// It is an error if it is missing, of another shape, of a type that isn't read here, or holds a value that is
+    /// not finite.
     pub fn get(&self, shape: &[usize], key: &str) -> Result<Tensor> {
         self.get_as(self.place.dtype, shape, key)
     }
@@ -60,30 +86,79 @@ impl Loader {
         self.get_as(DType::F32, shape, key)
     }
 
+    /// The weight `key` of a linear layer, and what is to be added to its products.
+    ///
+    /// Quantised weights, and large 16-bit ones, are not unpacked on a CPU; adapters of those come with them. Into all
+    /// others adapters are merged.
+    pub fn matrix(&self, d_out: usize, d_in: usize, key: &str) -> Result<(Matrix, Vec<Adapter>)> {
+        let full = self.full(&key);
+        let stored = self.checked(&[d_out, d_in], &full)?;
+        let encoding = stored.entry.encoding;
+        let on_cpu = self.place.device.is_cpu();
+        let matrix = match encoding {
+            _ if on_cpu && !stays_packed(encoding, d_out * d_in) => None,
+            _ if on_cpu => {
+                convert::check(stored.raw()).map_err(|refusal| stored.refuse(refusal, &full))?;
+                Some(Matrix::Packed(Packed::new(self.weights.sources().clone(), stored.entry.clone())))
+            }
+            Encoding::Ggml(dtype) => {
+                convert::check(stored.raw()).map_err(|refusal| stored.refuse(refusal, &full))?;
+                let blocks = QStorage::from_data(Cow::Borrowed(stored.bytes), &self.place.device, dtype)?;
+                stored.source.release(stored.entry.start, stored.entry.end);
+                Some(Matrix::Blocks(QTensor::new(blocks, (d_out, d_in))?))
+            }
+            _ => None,
+        };
+        let Some(matrix) = matrix else {
+            return Ok((Matrix::Real(self.get(&[d_out, d_in], key)?), Vec::new()));
+        };
+        let adapters = self.weights.patches(&full).iter().map(|patch| patch.adapter(&self.place.device));
+        let adapters = adapters.collect::<Result<_>>()?;
+        self.note(full);
+        Ok((matrix, adapters))
+    }
+
     fn get_as(&self, dtype: DType, shape: &[usize], key: &str) -> Result<Tensor> {
         let key = self.full(&key);
-        let Some(stored) = self.weights.stored(&key) else {
+        let stored = self.checked(shape, &key)?;
+        let patches = self.weights.patches(&key);
+        let device = &self.place.device;
+        let convert = |dtype, device| {
+            convert::tensor(stored.raw(), shape, dtype, device)
+                .map_err(|refusal| stored.refuse(refusal, &key))
+        };
+        let tensor = match patches {
+            [] => convert(dtype, device)?,
+            patches => {
+                let weight = convert(DType::F32, &Device::Cpu)?;
+                let merged = patches.iter().try_fold(weight, |weight, patch| Patch::merge(patch, &weight));
+                merged?.to_dtype(dtype)?.to_device(device)?
+            }
+        };
+        stored.source.release(stored.entry.start, stored.entry.end);
+        self.note(key);
+        Ok(tensor)
+    }
+
+    /// The stored tensor of a full key, if it has this shape.
+    fn checked(&self, shape: &[usize], key: &str) -> Result<Stored<'_>> {
+        let Some(stored) = self.weights.stored(key) else {
             return Err(Error::MissingTensor {
                 file: self.weights.first_file(),
-                key,
+                key: key.to_owned(),
                 expected: shape.to_vec(),
             });
         };
-        let file = stored.file.to_owned();
-        if stored.shape != shape {
-            let (found, expected) = (stored.shape.to_vec(), shape.to_vec());
+        if stored.entry.shape != shape {
+            let (found, expected) = (stored.entry.shape.clone(), shape.to_vec());
+            let (file, key) = (stored.source.path.clone(), stored.name(key));
             return Err(Error::MisshapenTensor { file, key, found, expected });
         }
-        let tensor = match convert::tensor(stored.bytes, stored.dtype, shape, dtype, &self.place.device) {
-            Ok(tensor) => tensor,
-            Err(Refusal::NotFinite) => return Err(Error::NotFiniteTensor { file, key }),
-            Err(Refusal::Dtype) => {
-                return Err(Error::TensorDtype { file, key, found: stored.dtype.to_string() });
-            }
-            Err(Refusal::Candle(error)) => return Err(error.into()),
-        };
+        Ok(stored)
+    }
+
+    fn note(&self, key: String) {
         self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
-        Ok(tensor)
     }
 
     /// Whether there is a tensor `key`.

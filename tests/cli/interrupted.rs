@@ -10,11 +10,12 @@ use std::{
 use crate::bench::{Bench, SMALL};
 
 /// Starts a render of 12 steps and presses Ctrl-C once two of them are done. Gives exit code and stderr.
-fn interrupt(bench: &Bench) -> (Option<i32>, String) {
+fn interrupt(bench: &Bench, more: &[&str]) -> (Option<i32>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sora"))
         .current_dir(bench.path(""))
         .args(["gen", "a red fox", "-o", "out.y4m", "--progress", "json"])
         .args(LONG)
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -40,7 +41,7 @@ const LONG: [&str; 8] = ["--size", "64x64", "--frames", "9", "--steps", "12", "-
 #[test]
 fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
     let bench = Bench::new();
-    let (code, told) = interrupt(&bench);
+    let (code, told) = interrupt(&bench, &[]);
     assert_eq!(code, Some(130), "{told}");
     assert_eq!(bench.names(), ["out.y4m.latents.safetensors"], "{told}");
     assert!(told.contains("sora gen --resume out.y4m.latents.safetensors -o out.y4m"), "{told}");
@@ -55,6 +56,27 @@ fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
         .stdout
         .clone();
     assert!(resumed == whole, "the resumed clip is another one");
+}
+
+#[test]
+fn a_render_with_pictures_is_resumed_with_the_same_ones() {
+    let bench = Bench::new();
+    for (name, seed) in [("a.png", "1"), ("b.png", "2")] {
+        let args = ["gen", "a red fox", "--size", "64x64", "--frames", "1", "--steps", "1", "--seed", seed];
+        // A step alone makes no good picture, but one.
+        let _ = bench.sora(&[&args[..], &["-o", name]].concat()).output().expect("the program runs");
+    }
+    let pictures = ["--init-image", "a.png", "--keyframe", "-1:b.png:0.5"];
+    let (code, told) = interrupt(&bench, &pictures);
+    assert_eq!(code, Some(130), "{told}");
+    let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-"];
+    let resumed = bench.sora(&resume).assert().success().get_output().stdout.clone();
+    let mut whole = bench.sora(&["gen", "a red fox", "-o", "-"]);
+    let whole = whole.args(LONG).args(pictures).assert().success().get_output().stdout.clone();
+    assert!(resumed == whole, "the resumed clip is another one");
+    std::fs::copy(bench.path("a.png"), bench.path("b.png")).expect("a file can be copied");
+    let stderr = bench.refused(&resume, 2);
+    assert!(stderr.contains("`b.png`: it isn't what the render was begun with"), "{stderr}");
 }
 
 #[cfg(target_os = "linux")]

@@ -485,6 +485,53 @@ def transformer_packing():
     return tensors, {}
 
 
+@fixture
+def conditions():
+    """A picture and two clips, before, in and beside the latents of a clip, in the reference's order of draws."""
+    from types import SimpleNamespace
+
+    pipeline, frames, height, width, ratios = diffusers.LTXConditionPipeline, 33, 64, 96, (8, 32)
+    asked = [(1, 0, 0.75), (1, 12, 1.0), (17, 16, 0.3), (9, 8, 1.0)]
+    posteriors = [(draw(20 + i, 1, 4, (n - 1) // 8 + 1, 2, 3), 0.1 + torch.rand(1, 4, (n - 1) // 8 + 1, 2, 3,
+                   generator=torch.Generator().manual_seed(40 + i))) for i, (n, _, _) in enumerate(asked)]
+
+    class Known:
+        """An encoder whose answers are known: pictures are numbered by their first value."""
+
+        latents_mean, latents_std = torch.zeros(4), torch.ones(4)
+
+        def encode(self, video):
+            mean, std = posteriors[int(video.flatten()[0])]
+            sample = lambda generator: mean + std * torch.randn(mean.shape, generator=generator)
+            return SimpleNamespace(latent_dist=SimpleNamespace(sample=sample))
+
+    stub = SimpleNamespace(
+        vae=Known(), vae_temporal_compression_ratio=ratios[0], vae_spatial_compression_ratio=ratios[1],
+        transformer_spatial_patch_size=1, transformer_temporal_patch_size=1,
+        **{name: getattr(pipeline, name) for name in ("_normalize_latents", "_prepare_video_ids", "_scale_video_ids",
+                                                      "_pack_latents")})
+    generator = torch.Generator().manual_seed(77)
+    pixels = [torch.full((1, 3, n, height, width), float(i)) for i, (n, _, _) in enumerate(asked)]
+    tokens, mask, coords, beside = pipeline.prepare_latents(
+        stub, pixels, [s for _, _, s in asked], [f for _, f, _ in asked], 1, 4, height, width, frames,
+        generator=generator, device="cpu", dtype=torch.float32)
+    tensors = {"out.tokens": tokens, "out.mask": mask, "out.coords": coords.float()}
+    current = draw(60, *tokens.shape)
+    for i, time in enumerate((1000.0, 620.5, 100.0)):
+        time = torch.tensor(time)
+        noised = pipeline.add_noise_to_image_conditioning_latents(time / 1000, tokens, current, 0.15, mask, generator)
+        stepped = noised + 1
+        kept = torch.where((time / 1000 - 1e-6 < (1.0 - mask)).unsqueeze(-1), stepped, noised)
+        times = torch.min(time.expand(1).unsqueeze(-1).float(), (1 - mask) * 1000.0)
+        tensors |= {f"out.{i}.noised": noised, f"out.{i}.kept": kept, f"out.{i}.times": times}
+        current = kept
+    tensors |= {"in.current": draw(60, *tokens.shape)}
+    for i, (mean, std) in enumerate(posteriors):
+        tensors |= {f"in.{i}.mean": mean, f"in.{i}.std": std}
+    return tensors, {"asked": asked, "frames": frames, "size": [width, height], "seed": 77, "beside": beside,
+                     "times": [1000.0, 620.5, 100.0]}
+
+
 def vae_model(seed, **config):
     """A toy autoencoder: every weight random, its latents' statistics too."""
     from diffusers import AutoencoderKLLTXVideo
@@ -498,12 +545,13 @@ def vae_model(seed, **config):
     return model
 
 
-def vae_encode(model, video):
-    """Pictures to what a pipeline makes of them: the mode, normalised."""
-    from diffusers import LTXPipeline
+def vae_encode(model, video, noise=None):
+    """Pictures to what the pipelines that take them as prompts make of them: the mode, or what `noise` stands for."""
+    from diffusers import LTXConditionPipeline
 
-    mode = model.encode(video).latent_dist.mode()
-    return LTXPipeline._normalize_latents(mode, model.latents_mean, model.latents_std, model.config.scaling_factor)
+    posterior = model.encode(video).latent_dist
+    latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise
+    return LTXConditionPipeline._normalize_latents(latents, model.latents_mean, model.latents_std)
 
 
 def vae_decode(model, latents, noise=None, timestep=None, noise_scale=None):
@@ -538,6 +586,7 @@ def vae_fixture(model, seed, frames, height, width, **options):
     decoded, drawn = vae_decode(model, latents, noise, **options)
     assert decoded.shape == video.shape, (decoded.shape, video.shape)
     tensors = weights(model) | {"in.video": video, "out.latents": encoded, "in.latents": latents, "in.noise": noise}
+    tensors |= {"out.sample": vae_encode(model, video, noise)}
     tensors |= {f"in.drawn.{i}": value for i, value in enumerate(drawn)}
     config = json.loads(model.to_json_string())
     return tensors | {"out.video": decoded}, {"config": config, "options": options, "drawn": len(drawn)}
@@ -618,6 +667,153 @@ def vae_tiled():
         tensors[f"out.latents.{name}"] = vae_encode(model, video)
         tensors[f"out.video.{name}"] = vae_decode(model, latents)[0]
     return tensors, metadata | {"tiles": {"spatial": [16, 8], "temporal": [8, 4]}}
+
+
+# --- latent upsamplers ---
+
+
+def upsampler_fixture(seed, frames=3, height=4, width=5, **config):
+    """A network with random weights, and what it makes of raw latents."""
+    from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+
+    model = randomise(LTXLatentUpsamplerModel(**config).eval(), seed)
+    latents = draw(seed + 1, 1, config["in_channels"], frames, height, width)
+    tensors = weights(model) | {"in.latents": latents, "out.latents": model(latents)}
+    return model, tensors, {"config": json.loads(model.to_json_string())}
+
+
+@fixture
+def upsampler_spatial():
+    """Rows and columns; the whole way between two passes, with AdaIN and tone mapping, too."""
+    from diffusers import LTXLatentUpsamplePipeline
+
+    model, tensors, metadata = upsampler_fixture(31, in_channels=4, mid_channels=32, num_blocks_per_stage=1)
+    vae = vae_model(
+        32, latent_channels=4, block_out_channels=[4, 4], decoder_block_out_channels=[4, 4],
+        down_block_types=["LTXVideoDownBlock3D"] * 2, spatio_temporal_scaling=[True, False],
+        decoder_spatio_temporal_scaling=[True, False], layers_per_block=[1, 1, 1],
+        decoder_layers_per_block=[1, 1, 1], decoder_inject_noise=[False] * 3, patch_size=2, scaling_factor=0.7,
+    )
+    pipeline = LTXLatentUpsamplePipeline(vae=vae, latent_upsampler=model)
+    tensors |= {"in.mean": vae.latents_mean, "in.std": vae.latents_std}
+    runs = {"plain": (0.0, 0.0), "adain": (1.0, 0.0), "both": (0.4, 0.6)}
+    for name, (adain, tone_map) in runs.items():
+        made = pipeline(latents=tensors["in.latents"], adain_factor=adain, tone_map_compression_ratio=tone_map,
+                        output_type="latent").frames
+        tensors[f"out.between.{name}"] = made
+    return tensors, metadata | {"factor": 0.7, "runs": runs}
+
+
+@fixture
+def upsampler_temporal():
+    """Frames."""
+    _, tensors, metadata = upsampler_fixture(
+        33, in_channels=4, mid_channels=32, num_blocks_per_stage=1, spatial_upsample=False, temporal_upsample=True,
+    )
+    return tensors, metadata
+
+
+@fixture
+def upsampler_both():
+    """Frames, rows and columns at once."""
+    _, tensors, metadata = upsampler_fixture(
+        35, in_channels=3, mid_channels=32, num_blocks_per_stage=0, frames=2, temporal_upsample=True,
+    )
+    return tensors, metadata
+
+
+@fixture
+def upsampler_frames():
+    """A network that sees one frame at a time, with more than one channel in a group."""
+    _, tensors, metadata = upsampler_fixture(37, in_channels=4, mid_channels=64, num_blocks_per_stage=0, dims=2)
+    return tensors, metadata
+
+
+# --- spatio-temporal guidance ---
+
+
+class Alone:
+    """Self-attention in which each token has its own value, or stays what it is."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        seen = attn.to_v(hidden_states) if self.mode == "attention_values" else hidden_states
+        return attn.to_out[1](attn.to_out[0](seen))
+
+
+def skipping(model, blocks, mode):
+    """A copy of the transformer without parts of some blocks."""
+    model = copy.deepcopy(model)
+    for number in blocks:
+        block = model.transformer_blocks[number]
+        if mode == "transformer_block":
+            block.forward = lambda hidden_states, *args, **kwargs: hidden_states
+        else:
+            block.attn1.processor = Alone(mode)
+    return model
+
+
+def guided(positive, negative, perturbed, scale, stg, rescale, star):
+    """The velocity of a step as LTX-Video's own pipeline joins it."""
+    result = positive
+    if negative is not None:
+        if star:
+            negative = (positive * negative).sum() / ((negative**2).sum() + 1e-8) * negative
+        result = negative + scale * (positive - negative)
+    if perturbed is not None:
+        result = result + stg * (positive - perturbed)
+        if rescale:
+            result = result * (rescale * positive.std() / result.std() + (1 - rescale))
+    return result
+
+
+GUIDED = {
+    "scale": [1, 3, 6, 2], "star": True, "levels": [1.0, 0.9, 0.6, 0.3],
+    "stg": {"scale": [0, 2, 1.5, 0], "rescale": [0, 0.5, 0, 0], "blocks": [[], [0, 2], [1], [1]], "mode": "attention_values"},
+}
+
+
+@fixture
+def guidance_skipping():
+    """The transformer without parts of its blocks, and a whole run whose guidance changes on the way."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    model, config = transformer(
+        41, in_channels=6, out_channels=6, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
+        num_layers=3, caption_channels=10,
+    )
+    grid, fps, ratios = (2, 3, 4), 24.0, (8, 32)
+    scale = (ratios[0] / fps, ratios[1], ratios[1])
+    texts = {"negative": draw(42, 1, 5, 10), "positive": draw(43, 1, 5, 10)}
+    mask, tokens = torch.ones(1, 5), draw(44, 1, 24, 6)
+
+    def velocity(model, sample, time, text):
+        arguments = {"rope_interpolation_scale": scale, "return_dict": False}
+        return model(sample, texts[text], time.expand(1), mask, *grid, **arguments)[0]
+
+    tensors = weights(model) | {f"in.{name}": text for name, text in texts.items()} | {"in.mask": mask}
+    tensors["in.tokens"] = tokens
+    skips = [["attention_values", [1]], ["attention_values", [0, 2]], ["attention_skip", [0, 1]], ["transformer_block", [2]]]
+    for number, (mode, blocks) in enumerate(skips):
+        tensors[f"out.skipped.{number}"] = velocity(skipping(model, blocks, mode), tokens, torch.tensor(612.5), "positive")
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config({"shift": 2.0})
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 6, 6))
+    stg, sample = GUIDED["stg"], tokens
+    for sigma, time in zip(scheduler.sigmas, scheduler.timesteps):
+        reached = [i for i, level in enumerate(GUIDED["levels"]) if level <= sigma]
+        entry = reached[0] if reached else len(GUIDED["levels"]) - 1
+        strength, push = GUIDED["scale"][entry], stg["scale"][entry]
+        positive = velocity(model, sample, time, "positive")
+        negative = velocity(model, sample, time, "negative") if strength > 1 else None
+        without = skipping(model, stg["blocks"][entry], stg["mode"])
+        perturbed = velocity(without, sample, time, "positive") if push > 0 else None
+        joined = guided(positive, negative, perturbed, strength, push, stg["rescale"][entry], GUIDED["star"])
+        sample = scheduler.step(joined, time, sample, return_dict=False)[0]
+    tensors["out.tokens"] = sample
+    return tensors, {"config": config, "grid": grid, "fps": fps, "ratios": ratios, "skips": skips, "guidance": GUIDED,
+                     "scheduler": {"shift": 2.0}, "steps": 6}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 //! Noise, sigmas and steps against torch and the reference's scheduler.
 
 use sora::{
-    models::api::{ScheduleSpec, SigmaSource, Timestep},
-    pipeline::{guidance::Guidance, noise::TorchRng, sigmas::Schedule},
+    models::api::{ScheduleSpec, SigmaSource, Skip, SkipMode, Timestep},
+    pipeline::{guidance::StepGuidance, noise::TorchRng, sigmas::Schedule},
 };
 
 use crate::support::{Fixture, Tolerance};
@@ -128,7 +128,15 @@ fn guidance_is_the_pipelines() {
     let velocities = fixture.tensor("in.velocities");
     let (a, b) = (velocities.narrow(0, 0, 1).expect("one"), velocities.narrow(0, 1, 1).expect("one"));
     for (scale, rescale) in [(3.0, 0.0), (7.5, 0.7), (1.5, 1.0)] {
-        let guided = Guidance { scale, rescale }.join(&a, &b).expect("guided");
+        let step = StepGuidance {
+            scale,
+            rescale,
+            star: false,
+            stg: 0.0,
+            stg_rescale: 0.0,
+            skip: Skip { blocks: Vec::new(), mode: SkipMode::default() },
+        };
+        let guided = step.join(b.clone(), Some(&a), None).expect("guided");
         let name = format!("out.guided.{scale:?}.{rescale:?}");
         Tolerance { max_abs: 3e-6, cosine: 0.999_999_9 }.check(&name, &guided, fixture.tensor(&name));
     }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use sora::{
     device::Placement,
     models::{
-        api::{ClipContext, Denoiser, Geometry, LatentGrid, TextStates, Timestep},
+        api::{ClipContext, Denoiser, Geometry, LatentGrid, TextStates, Timestep, TokenBlock},
         ltx::{
             denoiser::{LtxDenoiser, PositionRule},
             transformer::{LtxTransformer, Positions, TransformerConfig},
@@ -55,7 +55,7 @@ fn denoise(fixture: &Fixture, dtype: DType) -> Tensor {
         mask: fixture.tensor("in.mask").clone(),
         cut: String::new(),
     };
-    let clip = ClipContext { grid: grid(fixture), fps: fps(fixture), texts: vec![text] };
+    let clip = ClipContext { grid: grid(fixture), fps: fps(fixture), before: Vec::new(), texts: vec![text] };
     denoiser.begin(&clip).unwrap();
     let time = fixture.tensor("in.time").to_vec1::<f32>().unwrap()[0];
     denoiser.velocity(fixture.tensor("in.tokens"), &Timestep::Shared(time), 0).unwrap()
@@ -134,7 +134,7 @@ fn padding_that_is_cut_has_no_weight() {
 }
 
 fn coordinates(fixture: &Fixture, rule: PositionRule) -> Tensor {
-    rule.coordinates(grid(fixture), &geometry(fixture), fps(fixture)).unwrap()
+    rule.coordinates(TokenBlock { grid: grid(fixture), frame: 0 }, &geometry(fixture), fps(fixture)).unwrap()
 }
 
 #[test]
@@ -165,6 +165,19 @@ fn both_rules_for_coordinates() {
 }
 
 #[test]
+fn a_condition_brings_its_own_coordinates() {
+    let fixture = Fixture::open("transformer_coordinates");
+    let geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 8 };
+    let block = |frames, frame| TokenBlock { grid: LatentGrid { frames, height: 2, width: 3 }, frame };
+    let made = [block(1, 17), block(4, 0)].map(|block| {
+        PositionRule::LtxConditionPipeline.coordinates(block, &geometry, /* fps */ 24.0).unwrap()
+    });
+    let exact = Tolerance { max_abs: 0.0, cosine: 0.999_999_9 };
+    let expected = fixture.tensor("in.coords").get(0).unwrap();
+    exact.check("a picture and the clip", &Tensor::cat(&made, 1).unwrap(), &expected);
+}
+
+#[test]
 fn latents_as_tokens_and_back() {
     let fixture = Fixture::open("transformer_packing");
     let model = Fixture::open("transformer_grid");
@@ -188,7 +201,9 @@ fn a_denoiser_is_asked_in_order() {
     let tokens = fixture.tensor("in.tokens");
     let error = denoiser.velocity(tokens, &Timestep::Shared(1.0), 0).unwrap_err().to_string();
     assert!(error.contains("before `begin`"), "{error}");
-    denoiser.begin(&ClipContext { grid: grid(&fixture), fps: 25.0, texts: Vec::new() }).unwrap();
+    denoiser
+        .begin(&ClipContext { grid: grid(&fixture), fps: 25.0, before: Vec::new(), texts: Vec::new() })
+        .unwrap();
     let error = denoiser.velocity(tokens, &Timestep::Shared(1.0), 0).unwrap_err().to_string();
     assert!(error.contains("text 0 was asked for, the clip has 0"), "{error}");
 }

@@ -7,7 +7,9 @@ use sora::{
     Error, Result,
     device::Placement,
     models::{
-        api::{DecodeNoise, DecodeOptions, LatentGrid, Tiling, VideoDecoder as _, VideoEncoder as _},
+        api::{
+            DecodeNoise, DecodeOptions, LatentGrid, Posterior, Tiling, VideoDecoder as _, VideoEncoder as _,
+        },
         ltx::vae::{Config, LtxVideoDecoder, LtxVideoEncoder, decode_bytes},
     },
     weights::Weights,
@@ -56,6 +58,10 @@ fn place(dtype: DType) -> Placement {
 }
 
 fn encode(fixture: &Fixture, dtype: DType, tiling: &Tiling) -> Result<Tensor> {
+    Ok(posterior(fixture, dtype, tiling)?.mean)
+}
+
+fn posterior(fixture: &Fixture, dtype: DType, tiling: &Tiling) -> Result<Posterior> {
     let loader = weights(fixture).loader(&place(dtype));
     let mut encoder = LtxVideoEncoder::new(&config(fixture), &loader)?;
     encoder.encode(fixture.tensor("in.video"), tiling)
@@ -85,8 +91,10 @@ fn decode(fixture: &Fixture, dtype: DType, tiling: Tiling) -> Result<Tensor> {
 fn check(name: &str) {
     let fixture = Fixture::open(name);
     for (dtype, tolerance) in [(DType::F32, Tolerance::F32), (DType::BF16, Tolerance::BF16)] {
-        let latents = encode(&fixture, dtype, &Tiling::default()).expect("latents");
-        tolerance.check(&format!("{name}, latents, {dtype:?}"), &latents, fixture.tensor("out.latents"));
+        let latents = posterior(&fixture, dtype, &Tiling::default()).expect("latents");
+        tolerance.check(&format!("{name}, latents, {dtype:?}"), &latents.mean, fixture.tensor("out.latents"));
+        let sampled = latents.sample(fixture.tensor("in.noise")).expect("a sample");
+        tolerance.check(&format!("{name}, sample, {dtype:?}"), &sampled, fixture.tensor("out.sample"));
         let video = decode(&fixture, dtype, Tiling::default()).expect("a video");
         tolerance.check(&format!("{name}, video, {dtype:?}"), &video, fixture.tensor("out.video"));
     }

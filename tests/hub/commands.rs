@@ -170,6 +170,20 @@ fn a_models_headers_are_known_before_it_is_here() {
 }
 
 #[test]
+fn a_plan_is_made_before_anything_is_downloaded() {
+    let desk = Desk::new();
+    let (stdout, _) = desk.succeeds(&["plan", "--model", REPO, "--size", "64x64", "--frames", "9", "--json"]);
+    let plan = json(&stdout);
+    assert_eq!(plan["model"], REPO);
+    let weights =
+        fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini").join(WEIGHTS)).unwrap();
+    assert!(plan["download_bytes"].as_u64().unwrap() > weights.len(), "{plan}");
+    assert!(plan["stages"][1]["weight_bytes"].as_u64().unwrap() > 1 << 20, "{plan}");
+    assert!(desk.server.stored(WEIGHTS).iter().all(|asked| asked.range.is_some()), "only headers came");
+    assert!(!desk.folder.path().join("hf").exists(), "nothing is kept");
+}
+
+#[test]
 fn two_programs_at_once_share_a_download() {
     let desk = Desk::new();
     desk.server.behave().slow = true;

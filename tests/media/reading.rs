@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use sora::{
     Error, ErrorKind,
-    media::{read_clip, read_image},
+    media::{Codec, EncodeOptions, Footage, content_hash, read_clip, read_image},
 };
 
 use crate::support::*;
@@ -100,4 +100,32 @@ fn pictures_are_turned_and_bounded() {
     let huge = b"P6 100000 100000 255\n";
     fs::write(path("huge.ppm"), huge).expect("written");
     assert!(failure(read_image(&path("huge.ppm"))).0.contains("at most 16384"));
+}
+
+#[test]
+fn footage_comes_at_any_rate() {
+    let folder = folder();
+    let clip = target(&folder, "clip.mkv");
+    let lossless = EncodeOptions { codec: Some(Codec::Ffv1), ..at(24.0) };
+    write(&clip, (0..24).map(frame), &lossless).expect("written");
+    let shown = |path: &std::path::Path, fps: f64| -> Vec<usize> {
+        let footage = Footage::open(path).expect("footage");
+        assert_eq!(footage.size(), (WIDTH, HEIGHT));
+        let frames = footage.frames(fps).map(|frame| frame.expect("a frame"));
+        frames.map(|got| (0..24).find(|i| frame(*i) == got).expect("one of those written")).collect()
+    };
+    assert_eq!(shown(clip.path(), 24.0), (0..24).collect::<Vec<_>>());
+    assert_eq!(shown(clip.path(), 8.0).len(), 8);
+    assert!(shown(clip.path(), 8.0).windows(2).all(|pair| pair[1] == pair[0] + 3));
+    assert_eq!(shown(clip.path(), 8.0)[0], 0);
+    assert_eq!(shown(clip.path(), 48.0).len(), 48);
+    assert_eq!(shown(clip.path(), 48.0)[..5], [0, 0, 1, 1, 2]);
+    let pictures = target(&folder, "pictures/");
+    write(&pictures, (0..5).map(frame), &at(24.0)).expect("written");
+    assert_eq!(shown(pictures.path(), 8.0), [0, 1, 2, 3, 4]);
+    let still = target(&folder, "still.png");
+    write(&still, [frame(7)], &at(24.0)).expect("written");
+    assert!(Footage::open(still.path()).expect("footage").picture().is_some());
+    assert_eq!(shown(still.path(), 8.0), [7]);
+    assert_ne!(content_hash(clip.path()).expect("a hash"), content_hash(pictures.path()).expect("a hash"));
 }

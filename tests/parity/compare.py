@@ -6,6 +6,8 @@
     python tests/parity/compare.py DIR --sora target/release/sora
     python tests/parity/compare.py DIR --sora target/release/sora 095 still   # those whose name contains a word
 
+Cases of `layouts.py` say how the model is named, and where its numbers are coarser how near they must come.
+
 For each case: renders it with the same arguments in f32 on the CPU, reads the latents and the PNG frames back and
 prints the largest differences (latents at most 1e-3, frames at most 1/255) and the cosine of the frames (at least
 0.9999). Needs numpy, pillow and safetensors. Exits with 1 if any case fails.
@@ -23,16 +25,29 @@ from safetensors.numpy import load_file
 
 LATENTS, FRAMES, COSINE = 1e-3, 1, 0.9999
 FLAGS = ["negative_prompt", "seed", "width", "height", "frames", "fps", "steps", "guidance", "guidance_rescale",
-         "decode_timestep", "decode_noise_scale"]
+         "decode_timestep", "decode_noise_scale", "condition_noise", "window", "overlap", "match_colour"]
 
 
 def command(sora, folder, case, out, extra):
-    words = [str(sora), "gen", case["prompt"], "--model", str(folder)]
+    model = [word.replace("{}", str(folder)) for word in case.get("model", ["--model", "{}"])]
+    words = [str(sora), "gen", case["prompt"], *model]
     for name in FLAGS:
-        if case[name] is not None:
+        if case.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(case[name])]
-    if case["timesteps"]:
+    if case["timesteps"] and "--sigmas" not in case["flags"]:
         words += ["--timesteps", ",".join(map(str, case["timesteps"]))]
+    for i, one in enumerate(case["conditions"]):
+        place = folder / "inputs" / (f"{i}.png" if one["frames"] == 1 else str(i))
+        if one["frames"] == 1 and one["frame"] == 0:
+            words += ["--init-image", str(place), "--init-image-strength", str(one["strength"])]
+        else:
+            frame = one["frame"] if one.get("told") is None else one["told"]
+            words += ["--keyframe", f"{frame}:{place}:{one['strength']}"]
+    if case["source"] is not None:
+        words += ["--init-video", str(folder / "inputs" / "source"), "--strength", str(case["source"])]
+    if case["conditions"]:
+        words.append("--no-compress-init")
+    words += [word.replace("{folder}", str(folder)) for word in case["flags"]]
     return [*words, "--device", "cpu", "--dtype", "f32", "--save-latents", str(out / "l.safetensors"), *extra,
             "-o", f"{out / 'frames'}/"]
 
@@ -60,6 +75,9 @@ def compare(sora, folder, extra):
     apart = float(np.abs(latents - expected[0]).max())
     bytes_apart = int(np.abs(frames.astype(int) - expected[1]).max())
     alike = cosine(frames, expected[1])
+    if "cosine" in case:
+        alike = min(alike, cosine(latents, expected[0]))
+        return apart, bytes_apart, alike, "" if alike > case["cosine"] else "cosine"
     wrong = [] if apart <= LATENTS else ["latents"]
     wrong += [] if bytes_apart <= FRAMES and alike >= COSINE else ["frames"]
     return apart, bytes_apart, alike, " and ".join(wrong)
@@ -71,7 +89,7 @@ def main():
     parser.add_argument("words", nargs="*")
     parser.add_argument("--sora", type=pathlib.Path, required=True)
     parser.add_argument("--flag", action="append", default=[], help="one more word for every command line")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     cases = sorted(path.parent for path in args.folder.glob("*/case.json"))
     cases = [folder for folder in cases if not args.words or any(word in folder.name for word in args.words)]
     if not cases:

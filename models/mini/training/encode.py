@@ -4,7 +4,8 @@
 
 Adds shards to WORK/latents: videoNNNN and stillNNNN.safetensors with `latents` f16 [N, C, F, H, W],
 already normalised (F = 5, or 1 for stills), by the basis that the autoencoder
-imitates, and a .jsonl beside each with the clip of each row. Run again, it goes on where it stopped:
+imitates, and a .jsonl beside each with the clip of each row. Each clip is there twice, the second time
+mirrored. Videos also have `keys` [N, C, 2, H, W]: their middle and last frames as pictures. Run again, it goes on where it stopped:
 the seeds follow from the shard's number, so shards can also be made in parallel
 (--only even / odd).
 """
@@ -23,9 +24,25 @@ from safetensors.torch import save_file
 
 import spec
 from basis import Basis
-from world import World
+from world import FLIP, World
 
-SHARD, STILLS = 512, 2048
+SHARD, STILLS = 256, 1024  # clips rendered for one file
+MIRROR = {"left": "right", "right": "left", "pan_left": "pan_right", "pan_right": "pan_left"}
+
+
+def mirrored(clip):
+    """What a clip says, seen in a mirror."""
+    turn = lambda word: MIRROR.get(word, word)
+    actors = [dataclasses.replace(a, direction=turn(a.direction)) for a in clip.actors]
+    return dataclasses.replace(clip, actors=actors[::-1] if clip.relation == "facing" else actors, camera=turn(clip.camera))
+
+
+def both(basis, video, where):
+    """Latents of a clip and of its mirror image, interleaved."""
+    other = where.flip(-1).clone()
+    other[:, FLIP] *= -1
+    pair = torch.stack([basis.encode(video, where), basis.encode(video.flip(-1), other)], 1)
+    return pair.flatten(0, 1).half()
 
 
 def shard(basis, world, number, rows, frames, stage, folder, name):
@@ -33,11 +50,17 @@ def shard(basis, world, number, rows, frames, stage, folder, name):
     rng = random.Random(f"{name}{number}")
     clips = [spec.sample(rng, stage) for _ in range(rows)]
     step = 8 if frames > 1 else 64
-    latents = [basis.encode(world.render(clips[i : i + step], frames)).half() for i in range(0, rows, step)]
+    latents, keys = [], []
+    for i in range(0, rows, step):
+        video, where = world.render(clips[i : i + step], frames, parts=True)
+        latents.append(both(basis, video, where))
+        if frames > 1:
+            at = lambda f: both(basis, video[:, :, f : f + 1], where[:, :, f : f + 1])
+            keys.append(torch.cat([at(frames // 2), at(frames - 1)], 2))
     path = folder / f"{name}{number:04d}.safetensors"
-    lines = [json.dumps(dataclasses.asdict(c)) for c in clips]
+    lines = [json.dumps(dataclasses.asdict(c)) for one in clips for c in (one, mirrored(one))]
     path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n")
-    save_file({"latents": torch.cat(latents)}, path.with_suffix(".part"))
+    save_file({"latents": torch.cat(latents)} | ({"keys": torch.cat(keys)} if keys else {}), path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
 

@@ -9,11 +9,12 @@ import os
 import shutil
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXConditionPipeline, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
 from captions import CAMERA_WORDS
 from latent_rgb import latent_rgb
+from train_transformer import timesteps
 
 # What `--camera` and `--style` say for this model: phrases of its captions.
 DIRECTION = {
@@ -43,7 +44,7 @@ def main():
     out, half = args.out, torch.float16
     os.makedirs(out, exist_ok=True)
 
-    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=args.shift, use_dynamic_shifting=False).save_pretrained(f"{out}/scheduler")
+    FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False).save_pretrained(f"{out}/scheduler")
     shutil.rmtree(f"{out}/tokenizer", ignore_errors=True)
     # `tokenizer.json` would only say again what `spiece.model` says.
     shutil.copytree(f"{args.work}/tokenizer", f"{out}/tokenizer", ignore=shutil.ignore_patterns("tokenizer.json"))
@@ -55,17 +56,17 @@ def main():
         model.save_pretrained(f"{out}/{name}", safe_serialization=True)
         drop_path(f"{out}/{name}/config.json")
     index = {
-        "_class_name": "LTXPipeline", "_diffusers_version": __import__("diffusers").__version__,
+        "_class_name": "LTXConditionPipeline", "_diffusers_version": __import__("diffusers").__version__,
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "LTXVideoTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLLTXVideo"],
     }
-    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "max_sequence_length": 128, "direction": DIRECTION, "latent_rgb": latent_rgb(args.work)}
+    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "shift": args.shift, "conditions": "in-place", "max_sequence_length": 128, "direction": DIRECTION, "latent_rgb": latent_rgb(args.work)}
     for name, data in (("model_index.json", index), ("sora.json", sora)):
         with open(f"{out}/{name}", "w") as f:
             json.dump(data, f, indent=None if "latent_rgb" in data else 2)
             f.write("\n")
 
-    pipe = LTXPipeline.from_pretrained(out)
+    pipe = LTXConditionPipeline.from_pretrained(out)
     total = 0
     for part in ("", "scheduler", "tokenizer", "text_encoder", "transformer", "vae"):
         for name in sorted(os.listdir(f"{out}/{part}")):
@@ -80,8 +81,8 @@ def main():
         print("MORE THAN 31 MiB")
     with torch.no_grad():
         pipe = pipe.to(torch.float32)
-        pipe("pirate ships in coffee", width=128, height=128, num_frames=17, frame_rate=8, num_inference_steps=2, guidance_scale=args.guidance, output_type="np")
-    print("LTXPipeline opens it and runs")
+        pipe("pirate ships in coffee", width=128, height=128, num_frames=17, frame_rate=8, timesteps=timesteps(2, args.shift), guidance_scale=args.guidance, output_type="np")
+    print("LTXConditionPipeline opens it and runs")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from world import World
 def latent_rgb(work, clips=48):
     """{"weight": [3][C], "bias": [3]}: normalised latents → mean RGB of their pixels, −1..1."""
     world, basis, rng = World(f"{work}/sprites.pt"), Basis(f"{work}/basis.pt"), random.Random(11)
-    video = world.render([spec.sample(rng) for _ in range(clips)])
-    latents = basis.encode(video)
+    video, where = world.render([spec.sample(rng) for _ in range(clips)], parts=True)
+    latents = basis.encode(video, where)
     whole = torch.cat([video[:, :, :1]] * 3 + [video], 2)  # the first latent frame is one frame
     colours = F.avg_pool3d(whole, (4, 16, 16))
     rows = lambda x: x.movedim(1, -1).flatten(0, 3).double()

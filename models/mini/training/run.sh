@@ -19,6 +19,6 @@ python "$HERE/encode.py" --work "$WORK" --clips 6144 --stills 4096
 python "$HERE/train_text.py" --work "$WORK" --minutes 12
 python "$HERE/train_text.py" --work "$WORK" --minutes 14 --resume --lr 1.2e-3
 python "$HERE/closed_form.py" --work "$WORK"
-python "$HERE/train_vae.py" --work "$WORK" --minutes 40
+python "$HERE/train_vae.py" --work "$WORK" --minutes 60
 python "$HERE/train_transformer.py" --work "$WORK" --minutes 72
 python "$HERE/export.py" --work "$WORK" --out "$HERE/.."

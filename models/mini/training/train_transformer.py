@@ -30,10 +30,10 @@ from transformers import T5EncoderModel
 
 import captions
 import spec
+from basis import CHANNELS, PIXELS
 
 TEXT = 32  # tokens of a caption in training (the pipeline's 128 with a mask are the same)
 FRAME_RATE, RATIO_T, RATIO_S = 8, 4, 16
-ROPE = (RATIO_T / FRAME_RATE, RATIO_S, RATIO_S)
 
 
 def make_model(channels):
@@ -63,7 +63,7 @@ def init(model):
     model.proj_out.weight.zero_()
     model.scale_shift_table.zero_()
     freqs = 10000.0 ** torch.linspace(0, 1, d // 6)
-    step = torch.tensor([ROPE[0] / 20, ROPE[1] / 2048, ROPE[2] / 2048]) * math.pi  # phase of one step along t, y, x
+    step = torch.tensor([RATIO_T / FRAME_RATE / 20, RATIO_S / 2048, RATIO_S / 2048]) * math.pi  # phase of one step along t, y, x
     offsets = [(0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0), (0, 0, -3), (0, 0, 3), (0, -3, 0), (0, 3, 0), (0, 0, 0), (-2, 0, 0), (2, 0, 0), (0, 2, 0), (0, -2, 0)]
     for i, block in enumerate(model.transformer_blocks):
         block.scale_shift_table.zero_()
@@ -107,14 +107,24 @@ class Attend:
         return attn.to_out[0](x)
 
 
+def starts(frames):
+    """The pixel frame that each latent frame of a clip starts at: the first stands for one frame, the others for four."""
+    return tuple(max(0, RATIO_T * i + 1 - RATIO_T) for i in range(frames))
+
+
+def coordinates(at, h, w):
+    """Where tokens are: seconds, pixels from the top, from the left. f32 [1, 3, L]; `at` as `starts` gives it."""
+    grid = torch.meshgrid(torch.tensor(at).float() * (1 / FRAME_RATE), torch.arange(h).float() * RATIO_S, torch.arange(w).float() * RATIO_S, indexing="ij")
+    return torch.stack(grid).flatten(1)[None]
+
+
 def make_fast(model):
-    """The same function, computed faster (checked against the stock one by `--check`)."""
+    """The same function, computed faster (checked against the stock one by `--check`); coordinates come as (at, h, w)."""
     stock, kept = model.rope.forward, {}
 
-    def rope(hidden_states, f, h, w, scale, coords=None):
-        key = (f, h, w)
+    def rope(hidden_states, f, h, w, scale, key):
         if key not in kept:
-            cos, sin = stock(hidden_states[:1].float(), f, h, w, scale, None)
+            cos, sin = stock(hidden_states[:1].float(), video_coords=coordinates(*key))
             kept[key] = (cos[..., ::2].contiguous(), sin[..., ::2].contiguous())
         return kept[key]
 
@@ -172,34 +182,44 @@ class Pool:
             if path in self.done or not os.path.exists(side):
                 continue
             try:
-                x = load_file(path)["latents"]
+                file = load_file(path)
+                x = file["latents"]
                 clips = [spec.clip_from_dict({k: d[k] for k in ("scene", "actors", "relation", "camera", "style", "seed")}) for d in map(json.loads, open(side))]
                 assert len(clips) == len(x), (len(clips), len(x))
             except Exception as e:  # half-written: next time
                 log(f"not yet {path}: {e}")
                 continue
             self.done.add(path)
-            self.shards["still" if x.shape[2] == 1 else "video"].append((x.half(), clips))
+            self.shards["still" if x.shape[2] == 1 else "video"].append((x, clips, file.get("keys")))
         log(f"pool: {self.count('still')} stills, {self.count('video')} videos")
         return True
 
     def count(self, kind):
-        return sum(len(c) for _, c in self.shards[kind])
+        return sum(len(s[1]) for s in self.shards[kind])
 
     def draw(self, kind, n, rng):
-        """n latents [n, C, F, H, W] and their clips; a video's first latent frame is a still."""
-        if kind == "video":
-            shards = self.shards["video"]
-        else:
-            shards = self.shards["still"] + self.shards["video"]
-        weights = [len(c) for _, c in shards]
+        """n latents [n, C, F, H, W] and their clips; a video's first latent frame is a still.
+
+        For "key" a picture of the middle or last frame comes first; for "back" the beginning of the clip's second half,
+        as a clip of its own. Third: the pixel frame that each latent frame starts at.
+        """
+        shards = self.shards["still"] * (kind == "still") + self.shards["video"]
+        which = rng.randrange(2)
         xs, cs = [], []
-        for shard in rng.choices(shards, weights, k=n):
-            i = rng.randrange(len(shard[1]))
-            x = shard[0][i]
-            xs.append(x if kind == "video" else x[:, :1])
-            cs.append(shard[1][i])
-        return torch.stack(xs).float(), cs
+        for x, clips, keys in rng.choices(shards, [len(s[1]) for s in shards], k=n):
+            i = rng.randrange(len(clips))
+            x = x[i, :, :1] if kind == "still" else x[i]
+            if kind == "key":
+                x = torch.cat([keys[i, :, which : which + 1], x], 1)
+            elif kind == "back":
+                x = torch.cat([keys[i, :, :1], x[:, x.shape[1] // 2 + 1 :][:, :1], x], 1)
+            xs.append(x)
+            cs.append(clips[i])
+        extra = {"key": 1, "back": 2}.get(kind, 0)
+        x = torch.stack(xs).float()
+        at = starts(x.shape[2] - extra)
+        end = at[-1] + RATIO_T - 1
+        return x, cs, ((end // (2 - which),) if kind == "key" else (end // 2, end // 2 + 1) if kind == "back" else ()) + at
 
 
 class Muon(torch.optim.Optimizer):
@@ -242,25 +262,43 @@ def every_other(model):
     return net
 
 
-def scene_means(pool):
-    """The mean first frame of each scene [scenes, C, 1, H, W], and how far its coarse channels stray from it."""
-    found = {}
-    for x, clips in pool.shards["still"] + pool.shards["video"]:
-        for i, c in enumerate(clips):
-            found.setdefault(c.scene, []).append(x[i, :, :1])
-    means, spreads = [], []
-    for scene in spec.SCENES:
-        x = torch.stack(found[scene][:600]).float()
-        means.append(x.mean(0))
-        spreads.append(((x - means[-1])[:, :6] ** 2).mean())
-    return torch.stack(means), torch.stack(spreads)
-
-
 def sigmas(n, mean, gen):
     """Logit-normal, with a tenth uniform so that both ends are seen."""
     s = torch.sigmoid(torch.randn(n, generator=gen) + mean)
     u = torch.rand(n, generator=gen)
     return torch.where(torch.rand(n, generator=gen) < 0.1, u, s).clamp(1e-3, 1)
+
+
+GIVEN = ("clean", "key", "back")  # kinds of batches in which some frames are given
+
+
+def given(kind, n, frames, gen):
+    """Which latent frames are given, not made. bool [n, frames]
+
+    "clean": some of the clip's own, as continuations from either side have them; "key": a picture that comes before
+    the clip's own frames, half the time with the clip's first frame too; "back": the two that come before, and the
+    end of the clip: its second half is given, as the pipeline gives a clip that isn't at the start.
+    """
+    out = torch.zeros(n, frames, dtype=torch.bool)
+    for row in out:
+        p = torch.rand((), generator=gen).item()
+        some = 1 + int(torch.randint(0, 3, (), generator=gen))
+        if kind == "key":
+            row[: 1 + (p < 0.5)] = True
+        elif kind == "back":
+            row[:2] = row[2 + (frames - 2) // 2 + 2 :] = True
+        elif p < 0.4:
+            row[0] = True
+        elif p < 0.65:
+            row[:some] = True
+        elif p < 0.85:
+            row[frames - some :] = True
+        elif p < 0.93:
+            row[0] = row[-1] = True
+        else:
+            row[torch.rand(frames, generator=gen) < 0.4] = True
+            row[int(torch.randint(0, frames, (), generator=gen))] = False
+    return out
 
 
 def pack(x):
@@ -286,11 +324,9 @@ def train(args):
     channels = (pool.shards["still"] + pool.shards["video"])[0][0].shape[1]
     text = Text(work)
     # Channels weigh as their spread in the latents: what is seen most counts most.
-    some = (pool.shards["still"] + pool.shards["video"])[0][0][:2000, :, :1].float()
-    visible = some.var((0, 2, 3, 4))
-    visible = visible / visible.mean()
-    scenes = {s: i for i, s in enumerate(spec.SCENES)}
-    middle, spread = scene_means(pool)
+    some = (pool.shards["still"] + pool.shards["video"])[0][0][:2000, :PIXELS, :1].float().var((0, 2, 3, 4))
+    visible = torch.cat([some / some.mean(), torch.full((channels - PIXELS,), args.parts)])
+    covered, spread = (v[:4].mean() for v in torch.load(f"{work}/basis.pt")["where"])
     model = make_model(channels)
     make_fast(model)
     params = list(model.parameters())
@@ -304,8 +340,12 @@ def train(args):
         opts = [torch.optim.AdamW(params, lr=args.lr_adam, betas=(0.9, 0.97), weight_decay=0.01)]
         rates = [args.lr_adam]
     if args.init:
-        known = LTXVideoTransformer3DModel.from_pretrained(args.init, torch_dtype=torch.float32)
-        model.load_state_dict(known.state_dict())
+        known = LTXVideoTransformer3DModel.from_pretrained(args.init, torch_dtype=torch.float32).state_dict()
+        for name, p in model.state_dict().items():  # channels that it doesn't know yet start at nothing
+            old = known[name]
+            if old.shape != p.shape:
+                p.zero_()
+            p[tuple(slice(n) for n in old.shape)] = old
     ema = [p.detach().clone() for p in params]
     state = {"step": 0, "elapsed": 0.0, "seen_still": 0, "seen_video": 0}
     ckpt = f"{work}/transformer.ckpt"
@@ -335,33 +375,32 @@ def train(args):
         shutil.rmtree(f"{work}/transformer", ignore_errors=True)
         os.rename(f"{work}/transformer.part", f"{work}/transformer")
 
-    def half(net, x, clips, kind, condition, seed):
+    def half(net, x, clips, kind, at, seed):
         """Loss and gradients of one worker's part of the batch."""
         g = torch.Generator().manual_seed(seed)
         r = random.Random(seed)
         n, _, f, h, w = x.shape
         texts = ["" if r.random() < 0.1 else captions.caption(c, r) for c in clips]
         states, mask = text(texts)
-        x0 = pack(x)
         s = sigmas(n, args.mean_still if kind == "still" else args.mean_video, g)
+        # Tokens where something stands count more than scenery.
+        heavy = pack(0.7 + 1.5 * (covered + spread * x[:, PIXELS : PIXELS + 4].mean(1, keepdim=True)))
+        st = s[:, None]
+        if kind in GIVEN:
+            clean = given(kind, n, f, g)
+            # A picture from elsewhere doesn't say what is where; a clip of our own does.
+            foreign = clean & (torch.rand(n, 1, generator=g) < (1.0 if kind == "key" else 0.6))
+            x[:, PIXELS:].masked_fill_(foreign[:, None, :, None, None], 0)
+            clean = clean.repeat_interleave(h * w, 1)
+            st = torch.where(clean, 0.0, st)
+            heavy = heavy * (~clean)[..., None]
+        x0 = pack(x)
         noise = torch.randn(x0.shape, generator=g)
-        if condition:  # one latent frame stays clean, at timestep 0, without loss
-            frame = torch.where(torch.rand(n, generator=g) < 0.6, 0, torch.randint(0, f, (n,), generator=g))
-            clean = (torch.arange(f)[None] == frame[:, None]).repeat_interleave(h * w, 1)
-            st = torch.where(clean, 0.0, s[:, None])
-            xt = (1 - st[..., None]) * x0 + st[..., None] * noise
-            t, weight = st * 1000, (~clean).float()[..., None]
-        else:
-            xt = (1 - s[:, None, None]) * x0 + s[:, None, None] * noise
-            t, weight = s * 1000, None
-        out = net(xt, states, t, mask, f, h, w, ROPE, return_dict=False)[0]
-        # Tokens unlike the usual view of their scene (the subjects) count more.
-        at = torch.tensor([scenes[c.scene] for c in clips])
-        odd = ((x - middle[at])[:, :6] ** 2).mean(1) / spread[at][:, None, None, None]
-        odd = 0.6 + 0.4 * odd.clamp(max=4).flatten(1)[..., None]
-        err = (out - (noise - x0)) ** 2 * visible * odd
-        if weight is not None:
-            err = err * weight / weight.mean()
+        xt = (1 - st[..., None]) * x0 + st[..., None] * noise
+        if kind in GIVEN:  # the pipeline keeps given frames a little noisy in the beginning
+            xt = xt + clean[..., None] * 0.15 * (s * s * (torch.rand(n, generator=g) < 0.8))[:, None, None] * noise
+        out = net(xt, states, st * 1000, mask, f, h, w, None, (at, h, w), return_dict=False)[0]
+        err = (out - (noise - x0)) ** 2 * visible * heavy / heavy.mean()
         each = err.mean((1, 2))
         grads = torch.autograd.grad(each.sum(), params, allow_unused=True)
         return each.detach(), s, grads
@@ -381,16 +420,17 @@ def train(args):
         kind = "still"
         if t >= args.stills and pool.count("video") > 0 and rng.random() >= args.still_share:
             kind = "video"
-        condition = kind == "video" and t > args.stills + 0.15 and rng.random() < 0.12
+            if t > args.stills + args.free:
+                kind = rng.choices(("video", *GIVEN), (0.60, 0.26, 0.08, 0.06))[0]
         n = args.batch_still if kind == "still" else args.batch_video
-        x, clips = pool.draw(kind, n, rng)
+        x, clips, at = pool.draw(kind, n, rng)
         k = args.workers
         net = model if t >= args.wake else small
-        if args.compile and (kind, condition) not in ready:  # compile once, before the workers run side by side
-            ready.add((kind, condition))
-            half(net, x[::k], clips[::k], kind, condition, 0)
+        if args.compile and kind not in ready:  # compile once, before the workers run side by side
+            ready.add(kind)
+            half(net, x[::k].clone(), clips[::k], kind, at, 0)
             log(f"compiled {kind} {time.time() - start:.0f} s")
-        jobs = [workers.submit(half, net, x[i::k], clips[i::k], kind, condition, rng.getrandbits(40)) for i in range(k)]
+        jobs = [workers.submit(half, net, x[i::k], clips[i::k], kind, at, rng.getrandbits(40)) for i in range(k)]
         done = [j.result() for j in jobs]
         for i, p in enumerate(params):
             gs = [d[2][i] for d in done if d[2][i] is not None]
@@ -406,7 +446,7 @@ def train(args):
         keep = 1 - 1 / max(10, min(args.ema * state["step"], 500))
         with torch.no_grad():
             torch._foreach_lerp_(ema, params, 1 - keep)
-        state["seen_" + kind] += n
+        state["seen_still" if kind == "still" else "seen_video"] += n
         state["elapsed"] = base + time.time() - start
         seen += n
         row = 0 if kind == "still" else 1
@@ -428,12 +468,18 @@ def train(args):
     log(f"done {state}")
 
 
-def pipeline(work, transformer=None, shift=None):
-    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXPipeline
+def timesteps(steps, shift):
+    """Equal steps of sigma, shifted towards noise."""
+    s = [1 - i / steps for i in range(steps)]
+    return [round(1000 * shift * v / (1 + (shift - 1) * v), 3) for v in s]
+
+
+def pipeline(work, transformer=None):
+    from diffusers import AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
     from transformers import T5TokenizerFast
 
-    return LTXPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift or 1.0, use_dynamic_shifting=False),
+    return LTXConditionPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False),
         vae=AutoencoderKLLTXVideo.from_pretrained(f"{work}/vae", torch_dtype=torch.float32).eval(),
         text_encoder=T5EncoderModel.from_pretrained(f"{work}/text_encoder", dtype=torch.float32).eval(),
         tokenizer=T5TokenizerFast.from_pretrained(f"{work}/tokenizer"),
@@ -445,13 +491,13 @@ def sheet(args):
     from PIL import Image, ImageDraw
 
     torch.set_num_threads(args.threads * args.workers)
-    pipe = pipeline(args.work, args.transformer, args.shift)
+    pipe = pipeline(args.work, args.transformer)
     pipe.set_progress_bar_config(disable=True)
     start = time.time()
     gens = [torch.Generator().manual_seed(args.seed + i) for i in range(len(args.sample))]
     with torch.no_grad():
         videos = pipe(
-            prompt=args.sample, width=128, height=128, num_frames=args.frames, frame_rate=FRAME_RATE, num_inference_steps=args.steps, guidance_scale=args.guidance,
+            prompt=args.sample, width=128, height=128, num_frames=args.frames, frame_rate=FRAME_RATE, timesteps=timesteps(args.steps, args.shift), guidance_scale=args.guidance,
             guidance_rescale=args.rescale, generator=gens, output_type="np", max_sequence_length=128,
         ).frames
     print(f"{time.time() - start:.1f} s")
@@ -471,16 +517,17 @@ def sheet(args):
 
 def check():
     """The fast forward equals the stock one, also with a timestep per token."""
-    a, b = make_model(48).eval(), make_model(48).eval()
+    a, b = make_model(CHANNELS).eval(), make_model(CHANNELS).eval()
     for p in a.parameters():
         p.data += torch.randn_like(p) * 0.05
     b.load_state_dict(a.state_dict())
     make_fast(b)
-    x, c, m = torch.randn(3, 320, 48), torch.randn(3, 9, 256), torch.ones(3, 9)
+    x, c, m = torch.randn(3, 320, CHANNELS), torch.randn(3, 9, 256), torch.ones(3, 9)
+    at = starts(5)
     m[1, 5:] = 0
     for t in (torch.rand(3) * 1000, torch.rand(3, 320) * 1000):
         with torch.no_grad():
-            u, v = (q(x, c, t, m, 5, 8, 8, ROPE, return_dict=False)[0] for q in (a, b))
+            u, v = (q(x, c, t, m, 5, 8, 8, None, where, return_dict=False)[0] for q, where in ((a, coordinates(at, 8, 8).expand(3, -1, -1)), (b, (at, 8, 8))))
         print("fast against stock:", (u - v).abs().max().item(), "of", u.abs().max().item())
 
 
@@ -504,6 +551,8 @@ def main():
     ap.add_argument("--wake", type=float, default=0.17, help="share of the time on every other block alone")
     ap.add_argument("--stills", type=float, default=0.42, help="share of the time on stills alone")
     ap.add_argument("--still-share", type=float, default=0.2)
+    ap.add_argument("--free", type=float, default=0.1, help="share of the time on videos before some frames are given")
+    ap.add_argument("--parts", type=float, default=0.8, help="weight of the channels that say what is where")
     ap.add_argument("--mean-still", type=float, default=0.3)
     ap.add_argument("--mean-video", type=float, default=0.7)
     ap.add_argument("--log-every", type=int, default=20)

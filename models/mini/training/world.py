@@ -9,6 +9,23 @@ import torch.nn.functional as F
 from scenery import FLOOR, GROUNDED, LIQUID, SCENERY, ramp
 from spec import SUBJECTS, TRAVEL, Clip
 
+CODE = 6
+PARTS = 1 + CODE + 6
+FLIP = 1 + CODE + 2  # the channel that a mirror turns
+
+
+def _codes(names):
+    """A direction of CODE numbers for each name, as far from one another as they come."""
+    x = torch.randn(len(names), CODE, generator=torch.Generator().manual_seed(0))
+    for _ in range(300):
+        x = x / x.norm(dim=1, keepdim=True)
+        gap = x[:, None] - x[None]
+        push = gap / (gap.norm(dim=-1, keepdim=True) ** 3 + 1e-3)
+        x = x + 0.01 * push.sum(1)
+    return dict(zip(names, x / x.norm(dim=1, keepdim=True) * CODE**0.5))
+
+
+CODES = _codes([*SUBJECTS, "palm", "cactus", "pine", "tree", "flower", "coral", "planet", "cloud"])
 SPAN = 2.0  # seconds a movement takes: 17 frames, 8 a second
 UPSIDE = ("ball", "rocket", "saucer", "fish", "dolphin", "heart", "balloon", "bee")  # roll over when they spin
 LEAN = {"rocket": math.pi / 4}  # the artwork points this far off its course
@@ -30,11 +47,15 @@ class World:
                 whole = tex.float().div(255)
                 self.mips[key, style] = (whole, F.avg_pool2d(whole, 2))
 
-    def render(self, clips, frames=17, size=128, fps=8, start=None, crop=None):
+    def render(self, clips, frames=17, size=128, fps=8, start=None, crop=None, parts=False):
+        """Pictures; with `parts` also what is where: f32 [B, PARTS, F, H / 4, W / 4], see `_parts` (crops then lie on fours)."""
         start = start or [0.0 if frames > 1 else random.Random(c.seed).uniform(0, SPAN) for c in clips]
-        return torch.stack([self._clip(c, frames, size, fps, s, crop) for c, s in zip(clips, start)])
+        made = [self._clip(c, frames, size, fps, s, crop, parts) for c, s in zip(clips, start)]
+        if not parts:
+            return torch.stack([video for video, _ in made])
+        return torch.stack([video for video, _ in made]), torch.stack([where for _, where in made])
 
-    def _clip(self, clip: Clip, frames, size, fps, start, crop):
+    def _clip(self, clip: Clip, frames, size, fps, start, crop, parts):
         rng = random.Random(clip.seed)
         top, left, high, wide = crop or (0, 0, size, size)
         t = start + torch.arange(frames) / fps
@@ -51,16 +72,49 @@ class World:
         view = (zoom.expand(frames), pan.expand(frames), sx, sy)
         near = (zoom.expand(frames), 0.4 * pan.expand(frames), sx, sy)  # the camera half follows the actors
         style = "flat" if clip.style == "flat" else "3d"
+        drawn = []
         for prop in scenery_props(clip.scene, rng, t):
             self._paste(image, view, style, t, prop)
+            drawn.append((prop, view))
         for thing in things(clip, rng, t):
+            drawn.append((thing, near))
             self._ground(image, near, clip.scene, thing, t)
             self._paste(image, near, style, t, thing)
             self._waterline(image, near, clip.scene, thing, t)
         if clip.style == "bw":
             luma = image[:, :1] * 0.3 + image[:, 1:2] * 0.59 + image[:, 2:] * 0.11
             image = luma.expand(-1, 3, -1, -1)
-        return image.clamp(0, 1).mul(2).sub(1).transpose(0, 1)
+        where = None
+        if parts:
+            rows, columns = slice(top // 4, (top + high) // 4), slice(left // 4, (left + wide) // 4)
+            where = self._parts(drawn, style, t, size)[..., rows, columns].transpose(0, 1)
+        return image.clamp(0, 1).mul(2).sub(1).transpose(0, 1), where
+
+    def _parts(self, drawn, style, t, size):
+        """What is where, at the middle of each 4×4 pixels: [F, PARTS, size / 4, size / 4].
+
+        Channels, all 0 where nothing stands: whether something does, which (a code of
+        CODE numbers for each sprite), which point of it (across, down), its mirroring,
+        its size, and how far its own loop of pictures has come (cosine, sine).
+        """
+        n = size // 4
+        at = (torch.arange(n) + 0.5) * (2 / n) - 1
+        out = torch.zeros(len(t), PARTS, n, n)
+        for thing, (zoom, pan, _, _) in drawn:
+            half = (thing["size"] * zoom / 2).view(-1, 1, 1)
+            px = (at.view(1, 1, n) - ((thing["x"] - pan) * zoom).view(-1, 1, 1)) / half
+            py = (at.view(1, n, 1) - ((thing["y"] - thing["size"] / 2) * zoom).view(-1, 1, 1)) / half
+            gx, gy = within(thing, px, py)
+            tex = self.mips[thing["key"], style][1]
+            step = t * 8 + thing["phase"]
+            grid = torch.stack((gx.expand(-1, n, n), gy.expand(-1, n, n)), -1)
+            alpha = F.grid_sample(tex[step.floor().long() % tex.shape[0], 3:], grid, align_corners=False)
+            loop = 2 * math.pi * step / tex.shape[0] * (tex.shape[0] > 1)
+            flat = lambda v: v.view(-1, 1, 1).expand(-1, n, n)
+            code = CODES[thing["key"]].view(1, -1, 1, 1).expand(len(t), -1, n, n)
+            rest = torch.stack([gx.expand(-1, n, n), gy.expand(-1, n, n), flat(thing["flip"].sign()), half.expand(-1, n, n), flat(loop.cos()), flat(loop.sin())], 1)
+            out = out * (1 - alpha) + alpha * torch.cat([torch.ones_like(alpha), code, rest.clamp(-1.5, 1.5)], 1)
+        return out
 
     def _paste(self, image, view, style, t, thing):
         """Draw one sprite in all frames: sampled in a box, then laid in place."""
@@ -79,10 +133,7 @@ class World:
         pix = torch.arange(box)
         px = (((ox[:, None] + pix) / unit + sx[0]) - cx[:, None]) / (size[:, None] / 2)
         py = (((oy[:, None] + pix) / unit + sy[0]) - cy[:, None]) / (size[:, None] / 2)
-        px, py = px[:, None, :], py[:, :, None]
-        c, s = torch.cos(thing["turn"]).view(-1, 1, 1), torch.sin(thing["turn"]).view(-1, 1, 1)
-        gx = (c * px + s * py) / thing["flip"].view(-1, 1, 1)
-        gy = (c * py - s * px) / thing["squash"].view(-1, 1, 1) + (1 - 1 / thing["squash"].view(-1, 1, 1))
+        gx, gy = within(thing, px[:, None, :], py[:, :, None])
         grid = torch.stack((gx.expand(frames, box, box), gy.expand(frames, box, box)), -1)
         patch = F.grid_sample(tex[index], grid, align_corners=False)
         keep = 1 - patch[:, 3:]
@@ -119,6 +170,14 @@ class World:
             color = torch.tensor(foam).view(1, 3, 1, 1)
             mask = 0.9 * ramp((d - 0.75 - 0.1 * torch.sin(6 * t).view(-1, 1, 1)).abs(), 0.45, 0.15)
             image.add_((color - image) * mask.unsqueeze(1))
+
+
+def within(thing, px, py):
+    """Points of the artwork, −1..1 from edge to edge, that lie at px, py from its middle in half sides."""
+    wide = lambda name: thing[name].view(-1, 1, 1)
+    c, s = torch.cos(wide("turn")), torch.sin(wide("turn"))
+    gx = (c * px + s * py) / wide("flip")
+    return gx, (c * py - s * px) / wide("squash") + (1 - 1 / wide("squash"))
 
 
 def thing(key, x, y, size, flip=1.0, turn=0.0, squash=1.0, phase=0, rest=None, floats=False, like=None):

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::transformer::{LtxTransformer, TextContext, TimeContext};
 use crate::{
     error::Result,
-    models::api::{ClipContext, Denoiser, Geometry, LatentGrid, Timestep},
+    models::api::{ClipContext, Denoiser, Geometry, LatentGrid, Skip, Timestep, TokenBlock},
     nn::rope::Rotary,
 };
 
@@ -19,17 +19,18 @@ pub enum PositionRule {
 }
 
 impl PositionRule {
-    /// Coordinates `[3, L]`, f32, of the tokens of a clip in their order: seconds, then pixels from the top and
-    /// from the left.
-    ///
-    /// Tokens that don't belong to the grid (a condition's) bring their own columns.
-    pub fn coordinates(self, grid: LatentGrid, geometry: &Geometry, fps: f64) -> Result<Tensor> {
+    /// Coordinates `[3, L]`, f32, of a block's tokens in their order: seconds, then pixels from the top and from
+    /// the left.
+    pub fn coordinates(self, block: TokenBlock, geometry: &Geometry, fps: f64) -> Result<Tensor> {
         let Geometry { spatial, temporal, patch, patch_t, .. } = *geometry;
+        let TokenBlock { grid, frame: start } = block;
         let second = |i: usize| match self {
             // In the reference's order, each step rounded to f32.
-            Self::LtxPipeline => i as f32 * (temporal as f64 / fps) as f32 * patch_t as f32,
+            Self::LtxPipeline => {
+                i as f32 * (temporal as f64 / fps) as f32 * patch_t as f32 + (start as f64 / fps) as f32
+            }
             Self::LtxConditionPipeline => {
-                let frame = (i * patch_t * temporal + 1).saturating_sub(temporal);
+                let frame = start + (i * patch_t * temporal + 1).saturating_sub(temporal);
                 frame as f32 * (1.0 / fps) as f32
             }
         };
@@ -94,7 +95,9 @@ impl Denoiser for LtxDenoiser {
 
     fn begin(&mut self, clip: &ClipContext) -> Result<()> {
         self.clip = None;
-        let coords = self.rule.coordinates(clip.grid, &self.geometry, clip.fps)?;
+        let blocks = clip.before.iter().copied().chain([TokenBlock { grid: clip.grid, frame: 0 }]);
+        let coords = blocks.map(|block| self.rule.coordinates(block, &self.geometry, clip.fps));
+        let coords = Tensor::cat(&coords.collect::<Result<Vec<_>>>()?, 1)?; // [3, L]
         let rotary = self.transformer.positions(&coords)?;
         let text = |text: &crate::models::api::TextStates| self.transformer.text(&text.states, &text.mask);
         let texts = clip.texts.iter().map(text).collect::<Result<_>>()?;
@@ -103,6 +106,28 @@ impl Denoiser for LtxDenoiser {
     }
 
     fn velocity(&mut self, tokens: &Tensor, timestep: &Timestep, branch: usize) -> Result<Tensor> {
+        self.run(tokens, timestep, branch, None)
+    }
+
+    fn perturbed(
+        &mut self,
+        tokens: &Tensor,
+        timestep: &Timestep,
+        branch: usize,
+        skip: &Skip,
+    ) -> Result<Tensor> {
+        self.run(tokens, timestep, branch, Some(skip))
+    }
+}
+
+impl LtxDenoiser {
+    fn run(
+        &mut self,
+        tokens: &Tensor,
+        timestep: &Timestep,
+        branch: usize,
+        skip: Option<&Skip>,
+    ) -> Result<Tensor> {
         let (_, l, _) = tokens.dims3()?;
         let Some(clip) = &mut self.clip else {
             return Err(candle_core::Error::msg("a velocity was asked for before `begin`").bt().into());
@@ -124,7 +149,7 @@ impl Denoiser for LtxDenoiser {
         };
         let device = tokens.device();
         let tokens = tokens.to_device(self.transformer.device())?;
-        let velocity = self.transformer.forward(&tokens, text, &time, &clip.rotary)?;
+        let velocity = self.transformer.forward_skipping(&tokens, text, &time, &clip.rotary, skip)?;
         Ok(velocity.to_dtype(DType::F32)?.to_device(device)?)
     }
 }

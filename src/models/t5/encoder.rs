@@ -9,16 +9,19 @@ use candle_nn::ops::softmax_last_dim;
 use super::Config;
 use crate::{
     error::Result,
-    nn::{Linear, activation::gelu_tanh, rms_norm},
+    nn::{Linear, activation::gelu_tanh, embedding::Embedding, rms_norm},
     weights::Loader,
 };
 
 /// A little less than the largest finite f16, 65504.
 const F16_BOUND: f64 = 64504.0;
 
+/// What a whole T5 has beside its encoder, and the second name of the embedding.
+pub const IGNORED: [&str; 4] = ["shared.weight", "embed_tokens.weight", "decoder.", "lm_head.weight"];
+
 /// Ids → states.
 pub struct Encoder {
-    shared: Tensor,
+    shared: Embedding,
     block: Vec<Block>,
     relative_attention_bias: PositionBias,
     final_layer_norm: Norm,
@@ -31,27 +34,26 @@ impl Encoder {
         let encoder = w.pp("encoder");
         let both = [(w, "shared.weight"), (&encoder, "embed_tokens.weight")];
         let (loader, key) = both.into_iter().find(|(w, key)| w.contains(key)).unwrap_or(both[0]);
-        let shared = loader.get(&[cfg.vocab_size, cfg.d_model], key)?;
+        let shared = Embedding::new(cfg.vocab_size, cfg.d_model, key, loader)?;
         let blocks = encoder.pp("block");
         let block = (0..cfg.num_layers).map(|i| Block::new(cfg, &blocks.pp(i))).collect::<Result<_>>()?;
         let relative_attention_bias =
             PositionBias::new(cfg, &blocks.pp("0.layer.0.SelfAttention.relative_attention_bias"))?;
         let final_layer_norm = Norm::new(cfg, &encoder.pp("final_layer_norm"))?;
-        w.finish(&["shared.weight", "embed_tokens.weight", "decoder.", "lm_head.weight"])?;
+        w.finish(&IGNORED)?;
         Ok(Self { shared, block, relative_attention_bias, final_layer_norm })
     }
 
     /// Rows of the embedding: ids must be below it.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.shared.dims()[0]
+        self.shared.rows()
     }
 
     /// `[B, L]`, u32 → `[B, L, D]` in the dtype of the weights. Padding is read like any other token.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (b, l) = ids.dims2()?;
-        let x = self.shared.index_select(&ids.flatten_all()?, 0)?;
-        let mut x = x.reshape((b, l, ()))?; // [B, L, D]
+        let (_, l) = ids.dims2()?;
+        let mut x = self.shared.forward(ids)?; // [B, L, D]
         let bias = self.relative_attention_bias.forward(l)?;
         for block in &self.block {
             x = block.forward(&x, &bias)?;

@@ -3,6 +3,9 @@
 mod added;
 mod config;
 mod encoder;
+mod keys;
+mod place;
+mod portable;
 mod spiece;
 mod tokenizer;
 
@@ -10,7 +13,10 @@ use candle_core::{Device, Tensor};
 
 pub use self::{
     config::Config,
-    encoder::Encoder,
+    encoder::{Encoder, IGNORED},
+    keys::{encoder_weights, has_encoder, to_gguf as gguf_name},
+    place::TokenizerPlace,
+    portable::portable,
     tokenizer::{Ids, Tokenizer},
 };
 use super::api::{TextEncoder, TextStates};

@@ -5,6 +5,7 @@
 //! end. So `tokenizer.json` is a source of vocabulary, normaliser map and added tokens only.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -25,7 +26,10 @@ use super::{
     added::{self, Config},
     spiece,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    weights::{Field, Weights},
+};
 
 /// The files that a tokenizer's folder may hold.
 const FILES: [&str; 5] = [
@@ -39,6 +43,18 @@ const FILES: [&str; 5] = [
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// The id of the unknown piece in every T5 vocabulary.
 const UNK_ID: usize = 2;
+
+// Keys of a GGUF file.
+const GGUF_TOKENS: &str = "tokenizer.ggml.tokens";
+const GGUF_SCORES: &str = "tokenizer.ggml.scores";
+const GGUF_TYPES: &str = "tokenizer.ggml.token_type";
+const GGUF_CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+// Types of tokens there.
+const NORMAL: f64 = 1.0;
+const UNKNOWN: f64 = 2.0;
+const CONTROL: f64 = 3.0;
+const USER_DEFINED: f64 = 4.0;
+const UNUSED: f64 = 5.0;
 
 /// A prompt as ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +74,11 @@ pub struct Tokenizer {
     pad: u32,
     clean_up: bool,
     path: PathBuf,
+    /// Of the pieces, by id.
+    scores: Vec<f64>,
+    charsmap: Vec<u8>,
+    /// Tokens that stand for no text.
+    specials: HashSet<String>,
 }
 
 /// Vocabulary and normaliser map, from either file.
@@ -89,17 +110,89 @@ impl Tokenizer {
         Self::from_files(folder, &files)
     }
 
+    /// Opens a tokenizer that is one file: a `spiece.model` or a `tokenizer.json`, as its content says.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let size = fs::metadata(path).map_err(Error::file("read", path))?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(Error::damaged(path, format!("{size} bytes are too many")));
+        }
+        let bytes = fs::read(path).map_err(Error::file("read", path))?;
+        let json = bytes.trim_ascii_start().starts_with(b"{");
+        let name = if json { "tokenizer.json" } else { "spiece.model" };
+        Self::from_named(&|_| path.to_owned(), &[(name, &bytes)])
+    }
+
+    /// Makes a tokenizer of the metadata of a GGUF file.
+    pub fn from_gguf(weights: &Weights) -> Result<Self> {
+        let path = weights.first_file();
+        let vocabulary = Vocabulary::from_gguf(weights).map_err(|why| Error::damaged(&path, why))?;
+        let config = Config::new(Value::Null).map_err(|why| Error::damaged(&path, why))?;
+        Self::build(path, &config, vocabulary)
+    }
+
+    /// Whether the metadata of a file holds a tokenizer.
+    #[must_use]
+    pub fn is_in(weights: &Weights) -> bool {
+        weights.gguf_value(GGUF_TOKENS).is_some()
+    }
+
+    /// What a GGUF file says of this tokenizer, for a model of `rows` tokens.
+    #[must_use]
+    pub fn to_gguf(&self, rows: usize) -> Vec<(String, Field)> {
+        let (mut texts, mut scores, mut types) = (Vec::new(), Vec::new(), Vec::new());
+        for id in 0..rows as u32 {
+            let Some(text) = self.inner.id_to_token(id) else {
+                texts.push(format!("[PAD{id}]"));
+                scores.push(-1000.0);
+                types.push(UNUSED as i32);
+                continue;
+            };
+            let special = self.specials.contains(&text);
+            types.push(match id as usize {
+                UNK_ID => UNKNOWN as i32,
+                _ if special && text.starts_with("<extra_id_") => USER_DEFINED as i32,
+                _ if special => CONTROL as i32,
+                _ => NORMAL as i32,
+            });
+            texts.push(text);
+            scores.push(self.scores.get(id as usize).copied().unwrap_or(0.0) as f32);
+        }
+        let mut fields = vec![
+            ("tokenizer.ggml.model".to_owned(), Field::Text("t5".into())),
+            ("tokenizer.ggml.pre".to_owned(), Field::Text("default".into())),
+            (GGUF_TOKENS.to_owned(), Field::Texts(texts)),
+            (GGUF_SCORES.to_owned(), Field::F32s(scores)),
+            (GGUF_TYPES.to_owned(), Field::I32s(types)),
+            ("tokenizer.ggml.add_space_prefix".to_owned(), Field::Bool(true)),
+            ("tokenizer.ggml.remove_extra_whitespaces".to_owned(), Field::Bool(true)),
+            ("tokenizer.ggml.eos_token_id".to_owned(), Field::U32(self.eos)),
+            ("tokenizer.ggml.unknown_token_id".to_owned(), Field::U32(UNK_ID as u32)),
+            ("tokenizer.ggml.padding_token_id".to_owned(), Field::U32(self.pad)),
+            ("tokenizer.ggml.add_bos_token".to_owned(), Field::Bool(false)),
+            ("tokenizer.ggml.add_eos_token".to_owned(), Field::Bool(true)),
+        ];
+        if !self.charsmap.is_empty() {
+            fields.push((GGUF_CHARSMAP.to_owned(), Field::Bytes(self.charsmap.clone())));
+        }
+        fields
+    }
+
     /// Makes a tokenizer of the files of a folder: pairs of name and content. `folder` is only for
     /// error messages.
     pub fn from_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<Self> {
+        Self::from_named(&|name| folder.join(name), files)
+    }
+
+    /// As [`Tokenizer::from_files`]; `place` says where a file of that name lies.
+    fn from_named(place: &dyn Fn(&str) -> PathBuf, files: &[(&str, &[u8])]) -> Result<Self> {
         let file = |wanted: &str| files.iter().find(|(name, _)| *name == wanted).map(|(_, bytes)| *bytes);
         let json = |name: &str| -> Result<Option<Value>> {
             file(name)
                 .map(serde_json::from_slice)
                 .transpose()
-                .map_err(|e| Error::damaged(folder.join(name), e.to_string()))
+                .map_err(|e| Error::damaged(place(name), e.to_string()))
         };
-        let damaged = |name: &'static str| move |why: String| Error::damaged(folder.join(name), why);
+        let damaged = |name: &'static str| move |why: String| Error::damaged(place(name), why);
 
         let mut config = Config::new(json("tokenizer_config.json")?.unwrap_or_default())
             .map_err(damaged("tokenizer_config.json"))?;
@@ -116,7 +209,7 @@ impl Tokenizer {
             }
         }
         config.check_sides().map_err(|(key, found)| Error::Config {
-            path: folder.join("tokenizer_config.json"),
+            path: place("tokenizer_config.json"),
             key: key.into(),
             found,
             expected: "\"right\"".into(),
@@ -126,12 +219,12 @@ impl Tokenizer {
             (Some(json), _) => ("tokenizer.json", Vocabulary::from_json(json)),
             (None, Some(bytes)) => ("spiece.model", Vocabulary::from_spiece(bytes)),
             (None, None) => {
-                let path = folder.join("spiece.model");
+                let path = place("spiece.model");
                 return Err(Error::MissingFile { path, what: "the tokenizer's vocabulary" });
             }
         };
-        let vocabulary = vocabulary.map_err(|why| Error::damaged(folder.join(name), why))?;
-        Self::build(folder.join(name), &config, vocabulary)
+        let vocabulary = vocabulary.map_err(|why| Error::damaged(place(name), why))?;
+        Self::build(place(name), &config, vocabulary)
     }
 
     fn build(path: PathBuf, config: &Config, mut vocabulary: Vocabulary) -> Result<Self> {
@@ -140,6 +233,9 @@ impl Tokenizer {
         if vocabulary.bare {
             vocabulary.pieces.extend((0..config.extra_ids()).rev().map(|i| (added::sentinel(i), 0.0)));
         }
+        let scores = vocabulary.pieces.iter().map(|(_, score)| *score).collect();
+        let specials =
+            added.iter().filter(|token| token.special).map(|token| token.content.clone()).collect();
         let model =
             Unigram::from(vocabulary.pieces, Some(UNK_ID), /* byte_fallback */ false).map_err(refuse)?;
         let mut inner = tokenizers::Tokenizer::new(model);
@@ -155,7 +251,9 @@ impl Tokenizer {
             inner.token_to_id(&content).ok_or_else(|| Error::damaged(&path, format!("it has no `{content}`")))
         };
         let (eos, pad) = (id(config.eos())?, id(config.pad())?);
-        Ok(Self { eos, pad, clean_up: config.clean_up(), inner, path })
+        let clean_up = config.clean_up();
+        let charsmap = vocabulary.charsmap;
+        Ok(Self { eos, pad, clean_up, inner, path, scores, charsmap, specials })
     }
 
     /// Turns text into exactly `max_length` ids: cut or padded on the right, `</s>` always kept.
@@ -219,6 +317,40 @@ impl Vocabulary {
         let added = added.map(|piece| AddedToken::from(piece.text.clone(), true)).collect();
         let pieces = model.pieces.into_iter().map(|piece| (piece.text, f64::from(piece.score))).collect();
         Ok(Self { pieces, charsmap: model.charsmap, added, bare: true })
+    }
+
+    fn from_gguf(weights: &Weights) -> Result<Self, String> {
+        if let Some(kind) = weights.gguf_text("tokenizer.ggml.model").filter(|kind| *kind != "t5") {
+            return Err(format!("its tokenizer is of the kind {kind} (expected t5)"));
+        }
+        let list =
+            |what: Option<Vec<f64>>, name: &str| what.ok_or_else(|| format!("it has no list `{name}`"));
+        let texts =
+            weights.gguf_texts(GGUF_TOKENS).ok_or_else(|| format!("it has no list `{GGUF_TOKENS}`"))?;
+        let scores = list(weights.gguf_numbers(GGUF_SCORES), GGUF_SCORES)?;
+        let types = list(weights.gguf_numbers(GGUF_TYPES), GGUF_TYPES)?;
+        if scores.len() != texts.len() || types.len() != texts.len() {
+            let (a, b, c) = (texts.len(), scores.len(), types.len());
+            return Err(format!("it has {a} tokens, {b} scores and {c} types of tokens"));
+        }
+        // The end is filled up to the size of the embedding.
+        let used = types.iter().rposition(|kind| *kind != UNUSED).map_or(0, |last| last + 1);
+        let (mut pieces, mut added) = (Vec::with_capacity(used), Vec::new());
+        for (id, ((text, score), kind)) in texts.iter().zip(scores).zip(types).take(used).enumerate() {
+            spiece::check_piece(text, score, id)?;
+            if kind == CONTROL || kind == USER_DEFINED {
+                added.push(AddedToken::from((*text).to_owned(), true));
+            }
+            pieces.push(((*text).to_owned(), score));
+        }
+        if pieces.is_empty() {
+            return Err("it has no pieces".into());
+        }
+        let charsmap = weights.gguf_bytes(GGUF_CHARSMAP).unwrap_or_default().to_vec();
+        spiece::check_charsmap(&charsmap)?;
+        // Programs that make such files from a `spiece.model` may leave the sentinels out.
+        let bare = !added.iter().any(|token| token.content.starts_with("<extra_id_"));
+        Ok(Self { pieces, charsmap, added, bare })
     }
 
     fn from_json(json: &Value) -> Result<Self, String> {

@@ -59,6 +59,16 @@ impl Attention {
         self.finish(&self.split(&q)?, &self.split(&k)?, &self.split(&v)?, None)
     }
 
+    /// As [`Attention::among`], with each token looking at itself alone.
+    pub(super) fn values(&self, x: &Tensor) -> Result<Tensor> {
+        self.to_out.forward(&self.to_v.forward(x)?)
+    }
+
+    /// As [`Attention::among`], with the tokens themselves in place of what they see.
+    pub(super) fn skipped(&self, x: &Tensor) -> Result<Tensor> {
+        self.to_out.forward(x)
+    }
+
     /// Of the tokens `x` `[B, L, D]` to a text; `bias` is `[B, 1, 1, Lt]`.
     pub(super) fn to_text(&self, x: &Tensor, text: &KeysValues, bias: Option<&Tensor>) -> Result<Tensor> {
         let q = rms_norm(&self.to_q.forward(x)?, Some(&self.norm_q), EPS)?;

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     error::Result,
+    models::sampling::SkipMode,
     nn::{activation::gelu_tanh, linear::Linear, modulate::Norm, rope::Rotary},
     weights::Loader,
 };
@@ -58,7 +59,7 @@ impl Block {
         self.attn2.keys_values(text)
     }
 
-    /// `x` is `[B, L, D]`, `bias` `[B, 1, 1, Lt]`.
+    /// `x` is `[B, L, D]`, `bias` `[B, 1, 1, Lt]`; `skip` says what is left out of the block.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -66,10 +67,19 @@ impl Block {
         rotary: &Rotary,
         text: &KeysValues,
         bias: Option<&Tensor>,
+        skip: Option<SkipMode>,
     ) -> Result<Tensor> {
+        if skip == Some(SkipMode::TransformerBlock) {
+            return Ok(x.clone());
+        }
         let vectors = time.block(&self.scale_shift_table)?;
         let norm1 = Norm::Rms { weight: self.norm1.as_ref(), eps: self.eps };
-        let y = self.attn1.among(&vectors.apply(x, norm1, SHIFT_ATTENTION, SCALE_ATTENTION)?, rotary)?;
+        let y = vectors.apply(x, norm1, SHIFT_ATTENTION, SCALE_ATTENTION)?;
+        let y = match skip {
+            Some(SkipMode::AttentionValues) => self.attn1.values(&y)?,
+            Some(SkipMode::AttentionSkip) => self.attn1.skipped(&y)?,
+            _ => self.attn1.among(&y, rotary)?,
+        };
         let x = vectors.gate(x, &y, GATE_ATTENTION)?;
         let y = self.attn2.to_text(&x, text, bias)?;
         let x = (x + y)?;

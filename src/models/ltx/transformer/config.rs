@@ -2,7 +2,17 @@
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
+use super::{
+    block::WIDENING,
+    time::{BLOCK_VECTORS, FINAL_VECTORS},
+};
+use crate::{
+    error::{Error, Result},
+    weights::{Audit, Weights},
+};
+
+/// Inputs of the embedding of a time.
+const SINUSOIDS: usize = 256;
 
 /// The published configuration; what a file leaves out takes the reference's default.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize)]
@@ -85,6 +95,89 @@ impl TransformerConfig {
         }
     }
 
+    /// Finds out what a transformer with these tensors is. `original` is its configuration in the original's form, if
+    /// its file has one. Without one the number of heads is that of all published models, which no shape tells; a GGUF
+    /// file may say it, too.
+    pub fn infer(weights: &Weights, original: Option<&serde_json::Value>, path: &Path) -> Result<Self> {
+        #[derive(Default, serde::Deserialize)]
+        #[serde(default)]
+        struct Original {
+            num_attention_heads: Option<usize>,
+            norm_eps: Option<f64>,
+        }
+        let original: Original = original
+            .map(|json| serde_json::from_value(json.clone()))
+            .transpose()
+            .map_err(|e| Error::damaged(path, format!("its configuration of the transformer: {e}")))?
+            .unwrap_or_default();
+        let default = Self::default();
+        let shape = |key: &str| match weights.shape(key) {
+            Some(&[out, into]) => Ok((out, into)),
+            _ => Err(Error::MissingTensor { file: path.into(), key: key.into(), expected: vec![0, 0] }),
+        };
+        let (inner, in_channels) = shape("proj_in.weight")?;
+        let heads = original.num_attention_heads.or_else(|| {
+            let heads = weights.gguf_number("ltxv.attention.head_count")?;
+            (heads >= 1.0).then_some(heads as usize)
+        });
+        let heads = heads.unwrap_or(default.num_attention_heads);
+        let first = "transformer_blocks.0";
+        let layers =
+            (0..).take_while(|i| weights.contains(&format!("transformer_blocks.{i}.scale_shift_table")));
+        let config = Self {
+            in_channels,
+            out_channels: Some(shape("proj_out.weight")?.0),
+            num_attention_heads: heads,
+            attention_head_dim: inner / heads.max(1),
+            cross_attention_dim: inner,
+            num_layers: layers.count(),
+            norm_elementwise_affine: weights.contains(&format!("{first}.norm1.weight")),
+            norm_eps: original.norm_eps.unwrap_or(default.norm_eps),
+            caption_channels: shape("caption_projection.linear_1.weight")?.1,
+            attention_bias: weights.contains(&format!("{first}.attn1.to_q.bias")),
+            attention_out_bias: weights.contains(&format!("{first}.attn1.to_out.0.bias")),
+            ..default
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Expects all tensors of the transformer.
+    pub fn expect(&self, audit: &mut Audit<'_>) -> Result<()> {
+        let dim = self.inner_dim();
+        let linear =
+            |audit: &mut Audit<'_>, name: &str, (out, into): (usize, usize), bias: bool| -> Result<()> {
+                audit.expect(format!("{name}.weight"), &[out, into])?;
+                if bias { audit.expect(format!("{name}.bias"), &[out]) } else { Ok(()) }
+            };
+        linear(audit, "proj_in", (dim, self.in_channels), true)?;
+        audit.expect("scale_shift_table".into(), &[FINAL_VECTORS, dim])?;
+        linear(audit, "time_embed.emb.timestep_embedder.linear_1", (dim, SINUSOIDS), true)?;
+        linear(audit, "time_embed.emb.timestep_embedder.linear_2", (dim, dim), true)?;
+        linear(audit, "time_embed.linear", (BLOCK_VECTORS * dim, dim), true)?;
+        linear(audit, "caption_projection.linear_1", (dim, self.caption_channels), true)?;
+        linear(audit, "caption_projection.linear_2", (dim, dim), true)?;
+        for i in 0..self.num_layers {
+            let block = format!("transformer_blocks.{i}");
+            audit.expect(format!("{block}.scale_shift_table"), &[BLOCK_VECTORS, dim])?;
+            for (norm, attention) in [("norm1", "attn1"), ("norm2", "attn2")] {
+                if self.norm_elementwise_affine {
+                    audit.expect(format!("{block}.{norm}.weight"), &[dim])?;
+                }
+                let attention = format!("{block}.{attention}");
+                audit.expect(format!("{attention}.norm_q.weight"), &[dim])?;
+                audit.expect(format!("{attention}.norm_k.weight"), &[dim])?;
+                for name in ["to_q", "to_k", "to_v"] {
+                    linear(audit, &format!("{attention}.{name}"), (dim, dim), self.attention_bias)?;
+                }
+                linear(audit, &format!("{attention}.to_out.0"), (dim, dim), self.attention_out_bias)?;
+            }
+            linear(audit, &format!("{block}.ff.net.0.proj"), (WIDENING * dim, dim), true)?;
+            linear(audit, &format!("{block}.ff.net.2"), (dim, WIDENING * dim), true)?;
+        }
+        linear(audit, "proj_out", (self.out_channels(), dim), true)
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let refuse = |key: &str, found: String, expected: String| {
             Err(Error::Config { path: path.into(), key: key.into(), found, expected })
@@ -102,9 +195,13 @@ impl TransformerConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("attention_head_dim", self.attention_head_dim),
             ("caption_channels", self.caption_channels),
+            ("num_layers", self.num_layers),
         ] {
             if value == 0 {
                 return refuse(key, "0".into(), "1 or more".into());
+            }
+            if value > 1 << 24 {
+                return refuse(key, value.to_string(), "a sensible size".into());
             }
         }
         let Some(inner) =

@@ -20,7 +20,13 @@ use self::{
 pub use self::{config::TransformerConfig, positions::Positions, time::TimeContext};
 use crate::{
     error::Result,
-    nn::{activation::gelu_tanh, linear::Linear, modulate::Norm, rope::Rotary},
+    models::api::Skip,
+    nn::{
+        activation::gelu_tanh,
+        linear::{self, Linear},
+        modulate::Norm,
+        rope::Rotary,
+    },
     weights::Loader,
 };
 
@@ -132,10 +138,23 @@ impl LtxTransformer {
         time: &TimeContext,
         rotary: &Rotary,
     ) -> Result<Tensor> {
+        self.forward_skipping(tokens, text, time, rotary, None)
+    }
+
+    /// As [`LtxTransformer::forward`], with parts of some blocks left out.
+    pub fn forward_skipping(
+        &self,
+        tokens: &Tensor,
+        text: &TextContext,
+        time: &TimeContext,
+        rotary: &Rotary,
+        skip: Option<&Skip>,
+    ) -> Result<Tensor> {
         let (_, _, _) = tokens.dims3()?;
         let mut x = self.proj_in.forward(&tokens.to_dtype(self.dtype)?)?; // [B, L, D]
-        for (block, text_kv) in self.transformer_blocks.iter().zip(&text.blocks) {
-            x = block.forward(&x, time, rotary, text_kv, text.bias.as_ref())?;
+        for (number, (block, text_kv)) in self.transformer_blocks.iter().zip(&text.blocks).enumerate() {
+            let mode = skip.filter(|skip| skip.blocks.contains(&number)).map(|skip| skip.mode);
+            x = block.forward(&x, time, rotary, text_kv, text.bias.as_ref(), mode)?;
         }
         let vectors = time.last(&self.scale_shift_table)?;
         let x = vectors.apply(&x, Norm::Layer { eps: LAST_EPS }, /* shift */ 0, /* scale */ 1)?;
@@ -155,6 +174,8 @@ impl LtxTransformer {
             // Kernels read and write f32.
             bytes += values * 2 * WIDENING as u64 * widened;
         }
+        // Matrices that aren't kept in f32 are widened so many rows at a time.
+        bytes += (linear::ROWS * WIDENING) as u64 * dim * widened;
         let tables = values * widened;
         let texts = 2 * 128 * dim * 2 * cfg.num_layers as u64 * size;
         bytes + tables + texts

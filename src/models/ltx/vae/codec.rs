@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    models::api::{DecodeNoise, DecodeOptions, Tiling, VideoDecoder, VideoEncoder},
+    models::api::{DecodeNoise, DecodeOptions, Posterior, Tiling, VideoDecoder, VideoEncoder},
     weights::Loader,
 };
 
@@ -57,9 +57,14 @@ impl Statistics {
         Ok(scaled.broadcast_add(&self.mean)?)
     }
 
-    fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
-        let centred = (latents.broadcast_sub(&self.mean)? * self.scaling_factor)?;
-        Ok(centred.broadcast_div(&self.std)?)
+    /// Moments `[C + 1, f, h, w]` as the denoiser sees latents. The reference's pipelines leave the scaling factor
+    /// out of what they are conditioned on.
+    fn posterior(&self, moments: &Tensor) -> Result<Posterior> {
+        let channels = moments.dim(0)? - 1;
+        let mean = moments.narrow(0, 0, channels)?.broadcast_sub(&self.mean)?.broadcast_div(&self.std)?;
+        let log_variance = moments.narrow(0, channels, 1)?.clamp(-30f32, 20f32)?;
+        let std = (log_variance * 0.5)?.exp()?.broadcast_as(mean.shape())?.broadcast_div(&self.std)?;
+        Ok(Posterior { mean: mean.unsqueeze(0)?, std: std.unsqueeze(0)? })
     }
 }
 
@@ -177,13 +182,13 @@ impl LtxVideoEncoder {
 }
 
 impl VideoEncoder for LtxVideoEncoder {
-    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Tensor> {
+    fn encode(&mut self, video: &Tensor, tiling: &Tiling) -> Result<Posterior> {
         let cuts = Cuts::encoding(&self.cfg, tiling)?;
         self.check(video)?;
         let video = video.to_device(&self.device)?.to_dtype(DType::F32)?.squeeze(0)?;
         let frames = video.dim(1)?;
         let encode = |video: &Tensor| cuts.over_space(video, &mut |tile| self.encoder.forward(tile));
-        let latents = match cuts.temporal.filter(|cut| frames > cut.tile) {
+        let moments = match cuts.temporal.filter(|cut| frames > cut.tile) {
             None => encode(&video)?,
             Some(cut) => {
                 let mut joiner = Joiner::new(cut, (frames - 1) / self.cfg.temporal() + 1);
@@ -201,6 +206,6 @@ impl VideoEncoder for LtxVideoEncoder {
                 Tensor::cat(&parts, 1)?
             }
         };
-        Ok(self.statistics.normalise(&latents)?.unsqueeze(0)?)
+        self.statistics.posterior(&moments)
     }
 }

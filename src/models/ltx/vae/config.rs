@@ -90,8 +90,13 @@ impl Default for Config {
     }
 }
 
-const PLAIN_BLOCK: &str = "LTXVideoDownBlock3D";
-const BLOCK_095: &str = "LTXVideo095DownBlock3D";
+pub(super) const PLAIN_BLOCK: &str = "LTXVideoDownBlock3D";
+pub(super) const BLOCK_095: &str = "LTXVideo095DownBlock3D";
+
+/// Levels that a clip could be halved at.
+const MAX_BLOCKS: usize = 16;
+/// Far above what was ever published.
+const MAX_CHANNELS: usize = 1 << 16;
 
 /// One of the encoder's blocks: resnets, then a downsampler, then a change of channels.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,37 +154,69 @@ pub struct Up {
 }
 
 /// Cells that an upsampler makes of one.
-pub(super) const UP_CELLS: usize = 8;
+pub(in crate::models::ltx) const UP_CELLS: usize = 8;
 
 impl Config {
     /// Reads and checks the text of a `config.json`, which lies at `path`.
     pub fn from_json(text: &str, path: &Path) -> Result<Self> {
         let mut config: Self = serde_json::from_str(text).map_err(|e| Error::damaged(path, e.to_string()))?;
         path.clone_into(&mut config.path);
-        config.down_blocks()?;
-        config.up_blocks()?;
-        for (key, found) in [("in_channels", config.in_channels), ("out_channels", config.out_channels)] {
-            if found != 3 {
-                return Err(config.refuse(key, found, "3, for red, green and blue"));
-            }
-        }
-        if config.patch_size_t != 1 {
-            return Err(config.refuse("patch_size_t", config.patch_size_t, "1"));
-        }
-        for (key, found) in [
-            ("patch_size", config.patch_size),
-            ("latent_channels", config.latent_channels),
-            ("spatial_compression_ratio", config.spatial()),
-            ("temporal_compression_ratio", config.temporal()),
-        ] {
-            if found == 0 {
-                return Err(config.refuse(key, found, "at least 1"));
-            }
-        }
-        if !(config.scaling_factor.is_finite() && config.scaling_factor != 0.0) {
-            return Err(config.refuse("scaling_factor", config.scaling_factor, "a number other than 0"));
-        }
+        config.check()?;
         Ok(config)
+    }
+
+    /// Refuses what no code here could compute with, and sizes that no memory could hold.
+    pub(super) fn check(&self) -> Result<()> {
+        for (key, list) in [
+            ("block_out_channels", &self.block_out_channels),
+            ("decoder_block_out_channels", &self.decoder_block_out_channels),
+            ("layers_per_block", &self.layers_per_block),
+            ("decoder_layers_per_block", &self.decoder_layers_per_block),
+        ] {
+            let widest = list.iter().max().copied().unwrap_or(0);
+            if list.len() > MAX_BLOCKS || widest > MAX_CHANNELS {
+                let expected = format!("up to {MAX_BLOCKS} numbers up to {MAX_CHANNELS}");
+                return Err(self.refuse(key, format!("{} numbers up to {widest}", list.len()), expected));
+            }
+        }
+        for (key, found) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
+            if found != 3 {
+                return Err(self.refuse(key, found, "3, for red, green and blue"));
+            }
+        }
+        if self.patch_size_t != 1 {
+            return Err(self.refuse("patch_size_t", self.patch_size_t, "1"));
+        }
+        if self.halvings() > MAX_BLOCKS {
+            let found = format!("{} times true", self.halvings());
+            return Err(self.refuse("spatio_temporal_scaling", found, format!("up to {MAX_BLOCKS}")));
+        }
+        for (key, found, most) in
+            [("patch_size", self.patch_size, 64), ("latent_channels", self.latent_channels, MAX_CHANNELS)]
+        {
+            if !(1..=most).contains(&found) {
+                return Err(self.refuse(key, found, format!("1 to {most}")));
+            }
+        }
+        for (key, found) in
+            [("spatial_compression_ratio", self.spatial()), ("temporal_compression_ratio", self.temporal())]
+        {
+            if !(1..=MAX_CHANNELS).contains(&found) {
+                return Err(self.refuse(key, found, format!("1 to {MAX_CHANNELS}")));
+            }
+        }
+        self.down_blocks()?;
+        self.up_blocks()?;
+        if !(self.scaling_factor.is_finite() && self.scaling_factor != 0.0) {
+            return Err(self.refuse("scaling_factor", self.scaling_factor, "a number other than 0"));
+        }
+        Ok(())
+    }
+
+    /// Whether it is of the generation of 0.9.5 and later.
+    #[must_use]
+    pub fn is_095(&self) -> bool {
+        self.down_block_types.last().is_some_and(|class| class == BLOCK_095)
     }
 
     /// Pixels per latent cell along a side: what the file says, or else what the class makes of the scalings.
@@ -194,6 +231,18 @@ impl Config {
         self.temporal_compression_ratio.unwrap_or_else(|| self.patch_size_t << self.halvings())
     }
 
+    /// The release that first had this kind of autoencoder.
+    #[must_use]
+    pub fn generation(&self) -> &'static str {
+        if self.is_095() {
+            "0.9.5"
+        } else if self.timestep_conditioning {
+            "0.9.1"
+        } else {
+            "0.9.0"
+        }
+    }
+
     fn halvings(&self) -> usize {
         self.spatio_temporal_scaling.iter().filter(|halves| **halves).count()
     }
@@ -202,7 +251,7 @@ impl Config {
     pub fn down_blocks(&self) -> Result<Vec<DownSpec>> {
         let key = "block_out_channels";
         let channels = &self.block_out_channels;
-        let since_095 = self.down_block_types.last().is_some_and(|class| class == BLOCK_095);
+        let since_095 = self.is_095();
         let count = channels.len().saturating_sub(usize::from(since_095));
         if count == 0 || channels.contains(&0) {
             return Err(self.refuse(key, format!("{channels:?}"), "channels of each level"));

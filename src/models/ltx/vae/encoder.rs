@@ -1,4 +1,4 @@
-//! Pictures → the mean of the latents' distribution.
+//! Pictures → the latents' distribution.
 
 use candle_core::{DType, Tensor};
 
@@ -22,7 +22,6 @@ pub struct Encoder {
     mid_block: MidBlock,
     conv_out: Conv3d,
     patch: usize,
-    latent_channels: usize,
     dtype: DType,
 }
 
@@ -44,12 +43,12 @@ impl Encoder {
             // One channel more than the latents have: the logarithm of the variance, which all of them share.
             conv_out: causal_conv(last, latent_channels + 1, cube, &w.pp("conv_out"))?,
             patch: cfg.patch_size,
-            latent_channels,
             dtype: if w.device().is_cpu() { DType::F32 } else { w.dtype() },
         })
     }
 
-    /// Pictures `[3, F, H, W]` → the mode of the latents' distribution, `[C, f, h, w]`, f32.
+    /// Pictures `[3, F, H, W]` → means of the latents, and the logarithm of the variance that a cell's channels
+    /// share: `[C + 1, f, h, w]`, f32.
     pub fn forward(&self, video: &Tensor) -> Result<Tensor> {
         let (c, f, h, w) = video.dims4()?;
         let p = self.patch;
@@ -59,8 +58,8 @@ impl Encoder {
         let x = self.down_blocks.iter().try_fold(x, |x, block| block.forward(x))?;
         let x = self.mid_block.forward(x, None, &mut None)?;
         let x = self.conv_out.forward(&pixel_norm_silu(&x, NORM_EPS, None)?)?;
-        let mean = x.narrow(3, 0, self.latent_channels)?.permute((3, 0, 1, 2))?; // [C, f, h, w]
-        Ok(mean.to_dtype(DType::F32)?.contiguous()?)
+        let moments = x.permute((3, 0, 1, 2))?; // [C + 1, f, h, w]
+        Ok(moments.to_dtype(DType::F32)?.contiguous()?)
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_core::DType;
 
 use super::{
-    config::{Config, UP_CELLS},
+    config::{Config, Down, UP_CELLS},
     tiling::{Cut, Cuts},
 };
 use crate::{
@@ -25,17 +25,58 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     let temporal = cuts.temporal.filter(|cut| grid.frames > cut.tile);
     let spatial = cuts.spatial.filter(|cut| grid.height > cut.tile || grid.width > cut.tile);
     let around = 2 * cuts.context;
-    let frames = temporal.map_or(grid.frames, |cut| (cut.tile + 1 + around).min(grid.frames));
+    let frames = temporal.map_or(grid.frames, |cut| longest_run(cut, cuts.context, grid.frames));
     let clip = LatentGrid { frames, ..grid };
     let side = |length: usize| spatial.map_or(length, |cut| length.min(cut.tile + around));
     let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };
     let (levels, made) = (levels_bytes(cfg, tile, place), pictures_bytes(cfg, tile));
     let f32s = size_of::<f32>() as u64;
     let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
-    // Joined tiles lie beside their parts once; a blended clip lies beside the one that it is blended with.
-    let kept = |cut: Option<Cut>| if cut.is_some() { 2 * pictures_bytes(cfg, clip) } else { 0 };
     let whole = pictures_bytes(cfg, clip);
-    latents + kept(spatial) + kept(temporal) + levels.max(2 * made).max(whole)
+    // While tiles are made, those before them and the end of the run before are there, too.
+    let picture = pictures_bytes(cfg, LatentGrid { frames: 1, ..grid });
+    let tiles = if spatial.is_some() { whole } else { 0 };
+    let before = temporal.map_or(0, |cut| cut.blend as u64 * picture);
+    let making = levels.max(2 * made) + tiles + before;
+    // Then they are joined, or a run is blended with the one before: into a copy.
+    let joining = if spatial.is_some() || temporal.is_some() { 2 * whole } else { whole };
+    latents + making.max(joining)
+}
+
+/// Latent frames of the longest run that a decode reads at once, with what is read around it.
+fn longest_run(cut: Cut, context: usize, frames: usize) -> usize {
+    let run = |start: usize| {
+        let length = (cut.tile + 1).min(frames - start);
+        (start + length + context).min(frames) - start.saturating_sub(context)
+    };
+    (0..frames).step_by(cut.step.max(1)).map(run).max().unwrap_or(frames)
+}
+
+/// Peak bytes of an encode beside the weights, uncut: the level of the patches and those that blocks make of it.
+#[must_use]
+pub fn encode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
+    let on_cpu = place.device.is_cpu();
+    let dtype = if on_cpu { DType::F32 } else { place.dtype };
+    let clip = |cells: usize, channels: usize| (cells * channels * dtype.size_in_bytes()) as u64;
+    let live = if on_cpu { LIVE } else { LIVE_TURNED };
+    let mut frames = grid.frames.saturating_sub(1) * cfg.temporal() + 1;
+    let scale = cfg.spatial() / cfg.patch_size.max(1);
+    let (mut height, mut width) = (grid.height * scale, grid.width * scale);
+    let first = cfg.block_out_channels.first().copied().unwrap_or_default();
+    let patches = clip(frames * height * width, cfg.in_channels * cfg.patch_size * cfg.patch_size);
+    let mut peak = patches + live * clip(frames * height * width, first);
+    for block in cfg.down_blocks().unwrap_or_default() {
+        let before = clip(frames * height * width, block.c_in.max(block.c_out));
+        let (stride_t, stride) = match block.down {
+            None => (1, 1),
+            Some(Down::Conv) => (2, 2),
+            Some(Down::Unshuffle { stride_t, stride }) => (stride_t, stride),
+        };
+        (frames, height, width) = (frames.div_ceil(stride_t), height / stride, width / stride);
+        peak = peak.max((live + 1) * before + live * clip(frames * height * width, block.c_out));
+    }
+    let peak = pictures_bytes(cfg, grid) + peak;
+    if on_cpu { peak } else { peak + UNFOLDED_BYTES as u64 }
 }
 
 /// Pictures of a grid's size, f32.
@@ -56,11 +97,13 @@ fn levels_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
     let mut peak = live * clip(frames * height * width, there);
     for block in cfg.up_blocks().unwrap_or_default() {
         let before = clip(frames * height * width, there);
-        if block.up.is_some() {
-            // All cells are made; the copies of the first frame are dropped afterwards.
+        if let Some(up) = block.up {
+            // All cells are made and then put in order; the copies of the first frame are dropped afterwards. A skip
+            // connection is put in order and repeated beside them, and the sum is one clip more.
             let made = clip(UP_CELLS * frames * height * width, block.c_out);
+            let skip = if up.residual { made + before } else { 0 };
             (frames, height, width) = (2 * frames - 1, 2 * height, 2 * width);
-            peak = peak.max(2 * before + live * made);
+            peak = peak.max(before + (live - 1) * made + skip);
         }
         there = block.c_out;
         peak = peak.max(live * clip(frames * height * width, there));

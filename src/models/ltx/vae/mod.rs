@@ -5,11 +5,14 @@ mod codec;
 mod config;
 mod decoder;
 mod encoder;
+mod expect;
+mod infer;
 mod memory;
 mod tiling;
 
 pub use codec::{LtxVideoDecoder, LtxVideoEncoder};
 pub use config::Config;
+pub(super) use config::UP_CELLS;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
-pub use memory::decode_bytes;
+pub use memory::{decode_bytes, encode_bytes};

@@ -1,0 +1,268 @@
+//! What a render will take, before it begins: memory, time and disk, from headers alone.
+//!
+//! **Memory.** A stage needs its weights in the form in which they are kept (elements of their tensors × the number
+//! type, or what they have on disk where they stay quantised), the most that a pass holds beside them (the family's
+//! reckoning from shapes, [`Checkpoint::activations`]), and what the program itself has: code, threads, FFmpeg's
+//! encoder with the frames that it looks ahead at. Stages come one after another, so the peak is the hungriest one.
+//!
+//! **Time.** A stage's multiplications and additions ([`Checkpoint::work`]) over the rate at which this machine
+//! multiplies matrices, measured for a fifth of a second ([`Speed`]), and over the share of that rate which each
+//! kind of stage reaches; plus reading the weights. It is a guess, good to a factor of about two on a quiet machine.
+//!
+//! **Disk.** What is yet to be downloaded.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{
+    app::{
+        clip::device_name,
+        generate::GenerateRequest,
+        memory::{self, Need, Stage},
+        plan::plan,
+        speed::Speed,
+    },
+    error::{Error, Result},
+    event::Silent,
+    hub::free_bytes,
+    models::api::{Checkpoint, Placement},
+    pipeline::render::{RenderRequest, Renderer},
+    video::VideoSpec,
+};
+
+/// The shares of the rate of plain products of matrices that the stages reach on a CPU: a T5-XXL for texts, the embedded
+/// model's transformer and decoder from 128 to 2,560 tokens.
+const TEXT_SHARE: f64 = 0.6;
+const DENOISE_SHARE: f64 = 0.4;
+const DECODE_SHARE: f64 = 0.5;
+/// Bytes of weights that are read, checked and converted in a second.
+const LOADED_A_SECOND: f64 = 6e8;
+/// Seconds that a pixel of a frame takes from the decoder into the file.
+const SECONDS_A_PIXEL: f64 = 4e-8;
+
+/// One stage of a render.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageForecast {
+    /// What it does.
+    pub stage: &'static str,
+    /// Bytes of weights that it keeps in memory.
+    pub weight_bytes: u64,
+    /// The most bytes that it holds beside them.
+    pub working_bytes: u64,
+    /// Bytes of the machine's own memory.
+    pub host_bytes: u64,
+    /// Bytes of the GPU's memory; none on a CPU.
+    pub device_bytes: u64,
+    /// How long it takes.
+    pub seconds: f64,
+}
+
+/// What a render will take.
+#[derive(Debug, Clone, Serialize)]
+pub struct Forecast {
+    /// The model.
+    pub model: String,
+    /// Size, length and rate.
+    #[serde(flatten)]
+    pub spec: VideoSpec,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Passes through the denoiser in all of them.
+    pub calls: usize,
+    /// The device.
+    pub device: String,
+    /// The number type.
+    pub dtype: String,
+    /// Its stages in order.
+    pub stages: Vec<StageForecast>,
+    /// The most bytes of the machine's own memory at any time.
+    pub peak_bytes: u64,
+    /// The stage that needs them.
+    pub peak_stage: &'static str,
+    /// Bytes of it that can be had now, where the system says so.
+    pub available_bytes: Option<u64>,
+    /// Seconds from start to finished file, without downloads.
+    pub seconds: f64,
+    /// What time is reckoned from.
+    pub speed: Speed,
+    /// Bytes that are yet to be downloaded.
+    pub download_bytes: u64,
+    /// Bytes that the cache's disk has room for, where the system says so.
+    pub disk_free_bytes: Option<u64>,
+    /// Whether it fits into memory and onto the disk.
+    pub fits: bool,
+    /// Flags with which it would fit, if it doesn't.
+    pub ways: Vec<String>,
+}
+
+/// Forecasts a job.
+///
+/// `download_bytes` are yet to come into the cache at `cache`.
+pub fn forecast(request: &GenerateRequest, download_bytes: u64, cache: &Path) -> Result<Forecast> {
+    let checkpoint = request.open()?;
+    let device = request.device.open()?;
+    let place = Placement { dtype: request.dtype.resolve(&device), device };
+    let files = request.outputs.files(0, 1, "plan")?;
+    let mut passes = plan(request, checkpoint.as_ref(), &files.target, 0)?.passes;
+    let geometry = checkpoint.info().geometry;
+    passes.iter().try_for_each(|pass| geometry.check(&pass.spec))?;
+    let mut window = None;
+    if request.needs_windows(&passes, checkpoint.as_ref()) {
+        let cut = request.cut(&mut passes[0], checkpoint.as_ref())?;
+        window = Some(cut.window_spec(&passes[0].spec, &geometry));
+    }
+    let forecast = of(checkpoint.as_ref(), &passes, window, &place, !request.visual.is_empty())?;
+    let disk_free_bytes = free_bytes(cache);
+    let fits = forecast.fits && disk_free_bytes.is_none_or(|free| free >= download_bytes);
+    Ok(Forecast { download_bytes, disk_free_bytes, fits, ..forecast })
+}
+
+/// Forecasts a render on a checkpoint that is here; its last pass is the one that is decoded. A clip that is made in
+/// windows has one `window` at a time in all stages but the decoder. `encodes` says whether pictures or clips go
+/// through the encoder first.
+pub(super) fn of(
+    checkpoint: &dyn Checkpoint,
+    passes: &[RenderRequest],
+    window: Option<VideoSpec>,
+    place: &Placement,
+    encodes: bool,
+) -> Result<Forecast> {
+    let (info, last) = (checkpoint.info(), passes.last().expect("a render has a pass"));
+    let (spec, tiling) = (&last.spec, &last.decode.tiling);
+    let speed = Speed::measure(place)?;
+    let times = Times::reckon(checkpoint, passes, window, place, speed)?;
+    let on_cpu = place.device.is_cpu();
+    let at_once = window.unwrap_or(*spec);
+    let whole = memory::needs(checkpoint, spec, place, tiling, encodes);
+    let needs = memory::needs(checkpoint, &at_once, place, tiling, encodes).into_iter().zip(whole);
+    let stages: Vec<StageForecast> = needs
+        .map(|(need, whole)| if need.stage == Stage::Decode { whole } else { need })
+        .map(|need| {
+            let Need { stage, weights, working, own } = need;
+            let (host_bytes, device_bytes) =
+                if on_cpu { (weights + working + own, 0) } else { (own, weights + working) };
+            let seconds = times.of(stage);
+            let (weight_bytes, working_bytes) = (weights, working);
+            StageForecast {
+                stage: stage.name(),
+                weight_bytes,
+                working_bytes,
+                host_bytes,
+                device_bytes,
+                seconds,
+            }
+        })
+        .collect();
+    let hungriest = stages.iter().max_by_key(|stage| stage.host_bytes).expect("a render has stages");
+    let (peak_bytes, peak_stage) = (hungriest.host_bytes, hungriest.stage);
+    let available_bytes = memory::available();
+    let fits = available_bytes.is_none_or(|have| peak_bytes <= have);
+    let ways = match available_bytes {
+        Some(have) if !fits && on_cpu && peak_stage == Stage::Decode.name() => {
+            memory::decode_ways(have, checkpoint, spec, place, tiling)
+        }
+        Some(have) if !fits && on_cpu => memory::ways(have, checkpoint, &at_once, place, tiling, encodes),
+        _ => Vec::new(),
+    };
+    Ok(Forecast {
+        model: info.name.clone(),
+        spec: *spec,
+        steps: passes.iter().map(RenderRequest::steps_left).sum(),
+        calls: times.calls,
+        device: device_name(place),
+        dtype: place.dtype.as_str().into(),
+        seconds: stages.iter().map(|stage| stage.seconds).sum(),
+        stages,
+        peak_bytes,
+        peak_stage,
+        available_bytes,
+        speed,
+        download_bytes: 0,
+        disk_free_bytes: None,
+        fits,
+        ways,
+    })
+}
+
+/// How long the stages take, in seconds.
+struct Times {
+    text: f64,
+    encode: f64,
+    denoise: f64,
+    decode: f64,
+    /// Times that the denoiser is asked.
+    calls: usize,
+}
+
+impl Times {
+    fn reckon(
+        checkpoint: &dyn Checkpoint,
+        passes: &[RenderRequest],
+        window: Option<VideoSpec>,
+        place: &Placement,
+        speed: Speed,
+    ) -> Result<Self> {
+        let renderer = Renderer { checkpoint, place: place.clone(), reporter: &Silent };
+        let weights = checkpoint.info().weight_bytes;
+        let load = |bytes: u64| bytes as f64 / LOADED_A_SECOND;
+        let compute = |operations: f64, share: f64| operations / (speed.flops * share);
+        let (mut text, mut denoise, mut decode, mut calls) = (0.0f64, 0.0, 0.0, 0);
+        for pass in passes {
+            let VideoSpec { width, height, frames, .. } = pass.spec;
+            let work = checkpoint.work(&pass.spec, pass.max_sequence_length, &pass.decode.tiling);
+            let prompts = if renderer.hears_negative(pass)? { 2.0 } else { 1.0 };
+            let asked = renderer.calls_left(pass)?;
+            calls += asked;
+            text = text.max(compute(work.text * prompts, TEXT_SHARE));
+            denoise += match window {
+                None => compute(work.denoise * asked as f64, DENOISE_SHARE),
+                Some(window) => {
+                    let work = checkpoint.work(&window, pass.max_sequence_length, &pass.decode.tiling);
+                    let windows = frames as f64 / window.frames as f64;
+                    compute(work.denoise * windows * asked as f64, DENOISE_SHARE)
+                }
+            };
+            decode = compute(work.decode, DECODE_SHARE) + (width * height * frames) as f64 * SECONDS_A_PIXEL;
+        }
+        let video = load(weights.video);
+        Ok(Self {
+            text: load(weights.text) + text,
+            // An encoder works about as much as the decoder.
+            encode: video + decode,
+            denoise: load(weights.denoiser) + denoise,
+            decode: video + decode,
+            calls,
+        })
+    }
+
+    fn of(&self, stage: Stage) -> f64 {
+        match stage {
+            Stage::Text => self.text,
+            Stage::Encode => self.encode,
+            Stage::Denoise => self.denoise,
+            Stage::Decode => self.decode,
+        }
+    }
+}
+
+impl Forecast {
+    /// An error if it doesn't fit.
+    pub fn verdict(&self) -> Result<()> {
+        const MIB: u64 = 1 << 20;
+        match self.available_bytes {
+            _ if self.fits => Ok(()),
+            Some(have) if have < self.peak_bytes => Err(Error::OutOfMemory {
+                what: self.peak_stage.to_owned(),
+                need_mib: self.peak_bytes.div_ceil(MIB),
+                have_mib: have / MIB,
+                hint: memory::hint(&self.ways),
+            }),
+            _ => Err(Error::DiskFull {
+                path: "the cache".into(),
+                need_mib: self.download_bytes.div_ceil(MIB),
+                have_mib: self.disk_free_bytes.unwrap_or_default() / MIB,
+            }),
+        }
+    }
+}
