@@ -20,7 +20,8 @@ const OWN: u64 = 56 * MIB;
 const SMALL_TEXT_ENCODER: &str = "t5-xxl-q4";
 
 /// Small tiles that every decoder of this program can work in.
-const SMALL_TILES: Tiling = Tiling { spatial: Some((256, 192)), temporal: Some((16, 8)), context: 0 };
+const SMALL_TILES: Tiling =
+    Tiling { denoise: None, spatial: Some((256, 192)), temporal: Some((16, 8)), context: 0 };
 
 /// Refuses a clip that can't be held in memory, by an estimate from shapes alone, and says what could.
 ///
@@ -141,7 +142,7 @@ fn flags(
 ) -> Vec<String> {
     let fits = |spec: &VideoSpec| holds(spec, place, tiling);
     let mut ways = Vec::new();
-    if holds(spec, place, &SMALL_TILES) {
+    if holds(spec, place, &Tiling { denoise: tiling.denoise, ..SMALL_TILES }) {
         ways.push("--vae-tile 256:192 --vae-tile-frames 16:8".to_owned());
     }
     let half = Placement { dtype: DType::BF16, ..place.clone() };

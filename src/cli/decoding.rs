@@ -4,7 +4,7 @@ use clap::Args;
 use sora::{
     Error,
     app::{decode::DecodeChoice, shape::Upscale},
-    models::api::Tiling,
+    models::api::{DenoiseTile, Tiling},
 };
 
 /// How latents become pictures.
@@ -39,6 +39,26 @@ pub struct DecodingArgs {
     pub vae_tile_context: usize,
 }
 
+/// How the denoiser's work is cut.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct TileArgs {
+    /// Denoise in tiles of this size, e.g. 768x512:128 with 128 pixels shared, to make larger pictures than memory holds
+    ///
+    /// Each step takes the tiles one after another and blends what the model says where they overlap. A tile doesn't
+    /// see the others, so pictures much larger than a tile may repeat themselves: begin with a smaller one and an
+    /// --upsampler.
+    #[arg(long, value_name = "WxH[:SHARED]", hide_short_help = true)]
+    pub tile: Option<DenoiseTile>,
+}
+
+impl TileArgs {
+    /// Overrides what was asked for by a flag.
+    pub fn apply(&self, options: &mut DecodeChoice) {
+        options.tiling.denoise = self.tile.or(options.tiling.denoise);
+    }
+}
+
 /// Cells around a tile: with this many, tiles differ from an uncut decode by little more than rounding.
 const CONTEXT: usize = 4;
 
@@ -54,7 +74,12 @@ impl DecodingArgs {
 
     /// The tiles that were asked for.
     pub fn tiling(&self) -> Tiling {
-        Tiling { spatial: self.vae_tile, temporal: self.vae_tile_frames, context: self.vae_tile_context }
+        Tiling {
+            denoise: None,
+            spatial: self.vae_tile,
+            temporal: self.vae_tile_frames,
+            context: self.vae_tile_context,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use sora::{
 
 use super::{
     compute::ComputeArgs,
-    decoding::DecodingArgs,
+    decoding::{DecodingArgs, TileArgs},
     hub::{HubArgs, PromptArgs},
     model::PartArgs,
     output::OutputArgs,
@@ -81,6 +81,8 @@ pub struct Args {
     clips: ClipsArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    tile: TileArgs,
     #[command(flatten)]
     decoding: DecodingArgs,
     #[command(flatten)]
@@ -370,6 +372,7 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
         video,
         clips,
         sampling,
+        tile,
         decoding,
         output,
         latents,
@@ -412,6 +415,7 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
     }
     request.model = parts.onto(request.model);
     decoding.apply(&mut request.decode);
+    tile.apply(&mut request.decode);
     request.upscale = decoding.upscale.or(request.upscale);
     request.device = compute.device;
     request.prompt_cache = prompts.cache();

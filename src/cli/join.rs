@@ -15,7 +15,7 @@ use sora::{
 
 use super::{
     compute::ComputeArgs,
-    decoding::DecodingArgs,
+    decoding::{DecodingArgs, TileArgs},
     generate::{ClipsArgs, seconds},
     hub::HubArgs,
     model::PartArgs,
@@ -64,6 +64,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    tile: TileArgs,
+    #[command(flatten)]
     decoding: DecodingArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -109,6 +111,7 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<WeaveRequest, Error> 
     };
     base.model = args.parts.onto(model.unwrap_or_default());
     args.decoding.apply(&mut base.decode);
+    args.tile.apply(&mut base.decode);
     let pattern = Pattern::Join { first: args.first, last: args.last };
     let WeavingArgs { context, window } = args.weaving;
     Ok(WeaveRequest { base, pattern, context, window, made: None })

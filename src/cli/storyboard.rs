@@ -13,8 +13,13 @@ use sora::{
 };
 
 use super::{
-    compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, output::OutputArgs, progress,
-    reporting::ReportArgs, windows::WindowArgs,
+    compute::ComputeArgs,
+    decoding::{DecodingArgs, TileArgs},
+    hub::HubArgs,
+    output::OutputArgs,
+    progress,
+    reporting::ReportArgs,
+    windows::WindowArgs,
 };
 
 const FILM: &str = "\
@@ -63,6 +68,8 @@ pub struct Args {
     #[command(flatten)]
     windows: WindowArgs,
     #[command(flatten)]
+    tile: TileArgs,
+    #[command(flatten)]
     decoding: DecodingArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -106,6 +113,7 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
 fn lower(args: Args, model: Option<ModelSource>) -> StoryboardRequest {
     let mut decode = DecodeChoice::default();
     args.decoding.apply(&mut decode);
+    args.tile.apply(&mut decode);
     StoryboardRequest {
         film: args.film,
         model,

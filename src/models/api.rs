@@ -11,7 +11,7 @@ pub use super::{
 pub use crate::device::Placement;
 use crate::{
     error::{Error, Result},
-    video::VideoSpec,
+    video::{Size, VideoSpec},
 };
 
 /// The grid rules of a checkpoint: data, checked once, before any weight is read.
@@ -192,6 +192,8 @@ pub struct ClipContext {
     pub texts: Vec<TextStates>,
     /// Tokens that stand before the clip's own, block by block.
     pub before: Vec<TokenBlock>,
+    /// Row and column of a larger latent grid at which all of its grids begin; (0, 0) unless it is a tile.
+    pub origin: (usize, usize),
 }
 
 /// Tokens of a condition, which has a place in time of its own.
@@ -254,10 +256,14 @@ pub struct Skip {
     pub mode: SkipMode,
 }
 
-/// Says how a decode is cut to bound its memory. `None` anywhere means: not cut in that direction.
+/// Says how a denoiser's work and a decode are cut to bound their memory. `None` anywhere means: not cut in that
+/// direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Tiling {
-    /// Tile side in pixels and its stride.
+    /// What the denoiser takes of the picture at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denoise: Option<DenoiseTile>,
+    /// A decode's tile side in pixels and its stride.
     pub spatial: Option<(usize, usize)>,
     /// Tile length in frames and its stride.
     pub temporal: Option<(usize, usize)>,
@@ -265,6 +271,80 @@ pub struct Tiling {
     /// reference's way, whose tiles show their edges; more of them come nearer to what an uncut decode gives.
     #[serde(default)]
     pub context: usize,
+}
+
+/// What a denoiser takes of the picture at a time, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DenoiseTile {
+    /// Width; that of the picture if it is less.
+    pub width: usize,
+    /// Height; that of the picture if it is less.
+    pub height: usize,
+    /// The least that neighbours share.
+    pub overlap: usize,
+}
+
+impl DenoiseTile {
+    /// The latent grid of a tile of a clip.
+    #[must_use]
+    pub fn grid(&self, whole: LatentGrid, geometry: &Geometry) -> LatentGrid {
+        let side = |pixels: usize, whole: usize| (pixels / geometry.spatial).clamp(geometry.patch, whole);
+        LatentGrid { height: side(self.height, whole.height), width: side(self.width, whole.width), ..whole }
+    }
+
+    /// Where tiles begin, in latent rows and in latent columns: spread so that neighbours share at least the overlap.
+    #[must_use]
+    pub fn starts(&self, whole: LatentGrid, geometry: &Geometry) -> (Vec<usize>, Vec<usize>) {
+        let tile = self.grid(whole, geometry);
+        let patch = geometry.patch;
+        let shared = self.overlap.div_ceil(geometry.spatial * patch);
+        let starts = |whole: usize, tile: usize| {
+            let (whole, tile) = (whole / patch, tile / patch);
+            let step = tile.saturating_sub(shared).max(1);
+            let gaps = (whole - tile).div_ceil(step);
+            (0..=gaps).map(|i| (whole - tile) * i / gaps.max(1) * patch).collect()
+        };
+        (starts(whole.height, tile.height), starts(whole.width, tile.width))
+    }
+
+    /// Refuses tiles that are off the model's grid, or share all they have.
+    pub fn check(&self, geometry: &Geometry) -> Result<()> {
+        let step = geometry.spatial * geometry.patch;
+        let what = || format!("tile {}x{}:{}", self.width, self.height, self.overlap);
+        for side in [self.width, self.height] {
+            if side == 0 || side % step > 0 {
+                return Err(Error::invalid(what(), format!("expected sides that are multiples of {step}")));
+            }
+            if self.overlap.next_multiple_of(step) >= side {
+                let why = format!("expected an overlap of at most {} pixels", side.saturating_sub(step));
+                return Err(Error::invalid(what(), why));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::str::FromStr for DenoiseTile {
+    type Err = Error;
+
+    /// `WIDTHxHEIGHT` or `WIDTHxHEIGHT:OVERLAP`; a quarter of the shorter side is shared if nobody says.
+    fn from_str(text: &str) -> Result<Self> {
+        let (size, overlap) = match text.split_once(':') {
+            Some((size, overlap)) => (size, Some(overlap)),
+            None => (text, None),
+        };
+        let read = || {
+            let Size { width, height } = size.parse().ok()?;
+            let overlap = match overlap {
+                Some(pixels) => pixels.trim().parse().ok()?,
+                None => width.min(height) / 4,
+            };
+            Some(Self { width, height, overlap })
+        };
+        read().ok_or_else(|| {
+            Error::invalid(format!("tile `{text}`"), "expected WIDTHxHEIGHT[:OVERLAP], e.g. 768x512:128")
+        })
+    }
 }
 
 /// How to decode.

@@ -224,7 +224,13 @@ mod tests {
             let states = Tensor::full(target, (1, 1, 1), &Device::Cpu).expect("states");
             TextStates { mask: states.squeeze(2).expect("a mask"), states, cut: String::new() }
         };
-        ClipContext { grid: GRID, fps: 8.0, texts: targets.iter().map(text).collect(), before: Vec::new() }
+        ClipContext {
+            grid: GRID,
+            fps: 8.0,
+            texts: targets.iter().map(text).collect(),
+            before: Vec::new(),
+            origin: (0, 0),
+        }
     }
 
     fn start() -> Tensor {

@@ -12,6 +12,7 @@ pub mod preview;
 pub mod render;
 pub mod sigmas;
 pub mod solver;
+pub mod tiled;
 pub mod upsample;
 pub mod windows;
 

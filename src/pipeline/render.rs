@@ -15,13 +15,15 @@ use super::{
     noise::{Drawn, Noise},
     pictures::pictures,
     sigmas::Schedule,
+    tiled::Tiled,
     upsample,
 };
 use crate::{
     error::{Error, Result},
     event::{Event, Phase, Reporter},
     models::api::{
-        Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Pass, Placement, TextStates, UpsamplerSource,
+        Checkpoint, ClipContext, DecodeNoise, DecodeOptions, Denoiser, Pass, Placement, TextStates,
+        UpsamplerSource,
     },
     video::{FrameSink, VideoSpec},
 };
@@ -108,6 +110,9 @@ impl Renderer<'_> {
             return Err(Error::invalid("prompt length 0", "expected at least 1 token"));
         }
         check_decode(&request.decode)?;
+        if let Some(tile) = &request.decode.tiling.denoise {
+            tile.check(&geometry)?;
+        }
         request.conditions.check(self.checkpoint.conditioning(), &geometry, &request.spec)?;
         let Some(latents) = &request.latents else {
             if request.start > 0 {
@@ -235,7 +240,7 @@ impl Renderer<'_> {
             });
         }
         let conditions = self.encode_conditions(request)?;
-        let mut model = self.load(|| self.checkpoint.denoiser(&self.place))?;
+        let model = self.load(|| self.checkpoint.denoiser(&self.place))?;
         let first = first_step(&conditions, steps);
         let resumed = request.start > 0;
         let mut noise = Noise::new(request.seed);
@@ -260,8 +265,13 @@ impl Renderer<'_> {
         let device = &self.place.device;
         let held = start.held.map(|held| held.to_device(device)).transpose()?;
         let spec = &request.spec;
-        let clip =
-            ClipContext { grid: geometry.grid(spec), fps: spec.fps, texts, before: start.before.clone() };
+        let clip = ClipContext {
+            grid: geometry.grid(spec),
+            fps: spec.fps,
+            texts,
+            before: start.before.clone(),
+            origin: (0, 0),
+        };
         let plan = Plan {
             schedule: &schedule,
             guidance: &guidance,
@@ -269,6 +279,10 @@ impl Renderer<'_> {
             held: held.as_ref(),
         };
         let initial = start.latents.to_device(device)?;
+        let mut model: Box<dyn Denoiser + '_> = match request.decode.tiling.denoise {
+            Some(tile) => Box::new(Tiled::new(model, tile, geometry)),
+            None => model,
+        };
         let done = denoise(&mut *model, &clip, &initial, &plan, &mut noise, self.reporter, hook)?;
         let latents = done.latents.to_device(&Device::Cpu)?;
         if !is_finite(&latents)?

@@ -211,3 +211,32 @@ fn a_video_can_be_made_again_from_its_recipe() {
     let refused = bench.refused(&["gen", "--recipe", "out.webm", "--seed", "3"], 2);
     assert!(refused.contains("cannot be used with"), "{refused}");
 }
+
+#[test]
+fn a_picture_is_denoised_tile_by_tile() {
+    let bench = Bench::new();
+    let wide = |more: &[&str]| {
+        let flags = [
+            "gen",
+            "a red fox",
+            "--size",
+            "128x64",
+            "--frames",
+            "9",
+            "--steps",
+            "2",
+            "--seed",
+            "7",
+            "-o",
+            "-",
+        ];
+        let output = bench.sora(&flags).args(more).assert().success().get_output().clone();
+        output.stdout
+    };
+    let whole = wide(&[]);
+    assert!(whole == wide(&["--tile", "128x64:32"]), "one tile is the whole picture");
+    let tiled = wide(&["--tile", "64x64:32"]);
+    assert!(tiled.len() == whole.len() && tiled != whole, "tiles see less than the whole");
+    let mut refused = bench.generate(&["-o", "out.mp4", "--tile", "64x40"]);
+    refused.assert().code(2).stderr(contains("expected sides that are multiples of 16"));
+}

@@ -69,7 +69,8 @@ fn conditions_become_the_references_tokens() {
     let grid = GEOMETRY.grid(&spec);
     let blocks = made.before.iter().copied().chain([TokenBlock { grid, frame: 0 }]);
     let rule = PositionRule::LtxConditionPipeline;
-    let coords = blocks.map(|block| rule.coordinates(block, &GEOMETRY, /* fps */ 1.0).expect("coordinates"));
+    let coords =
+        blocks.map(|block| rule.coordinates(block, (0, 0), &GEOMETRY, /* fps */ 1.0).expect("coordinates"));
     let coords = Tensor::cat(&coords.collect::<Vec<_>>(), 1).expect("all tokens");
     exact.check("coordinates", &coords, &fixture.tensor("out.coords").get(0).expect("one clip"));
 

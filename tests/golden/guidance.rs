@@ -48,7 +48,13 @@ fn clip(fixture: &Fixture, texts: &[&str]) -> ClipContext {
         cut: String::new(),
     };
     let fps = fixture.json("fps").as_f64().unwrap();
-    ClipContext { grid: GRID, fps, texts: texts.iter().map(text).collect(), before: Vec::new() }
+    ClipContext {
+        grid: GRID,
+        fps,
+        texts: texts.iter().map(text).collect(),
+        before: Vec::new(),
+        origin: (0, 0),
+    }
 }
 
 #[test]

@@ -55,7 +55,13 @@ fn denoise(fixture: &Fixture, dtype: DType) -> Tensor {
         mask: fixture.tensor("in.mask").clone(),
         cut: String::new(),
     };
-    let clip = ClipContext { grid: grid(fixture), fps: fps(fixture), before: Vec::new(), texts: vec![text] };
+    let clip = ClipContext {
+        grid: grid(fixture),
+        fps: fps(fixture),
+        before: Vec::new(),
+        origin: (0, 0),
+        texts: vec![text],
+    };
     denoiser.begin(&clip).unwrap();
     let time = fixture.tensor("in.time").to_vec1::<f32>().unwrap()[0];
     denoiser.velocity(fixture.tensor("in.tokens"), &Timestep::Shared(time), 0).unwrap()
@@ -134,7 +140,8 @@ fn padding_that_is_cut_has_no_weight() {
 }
 
 fn coordinates(fixture: &Fixture, rule: PositionRule) -> Tensor {
-    rule.coordinates(TokenBlock { grid: grid(fixture), frame: 0 }, &geometry(fixture), fps(fixture)).unwrap()
+    rule.coordinates(TokenBlock { grid: grid(fixture), frame: 0 }, (0, 0), &geometry(fixture), fps(fixture))
+        .unwrap()
 }
 
 #[test]
@@ -165,12 +172,26 @@ fn both_rules_for_coordinates() {
 }
 
 #[test]
+fn a_tile_keeps_its_place() {
+    let geometry = Geometry { spatial: 32, temporal: 8, patch: 2, patch_t: 1, channels: 8 };
+    let block = |height, width| TokenBlock { grid: LatentGrid { frames: 2, height, width }, frame: 0 };
+    for rule in [PositionRule::LtxPipeline, PositionRule::LtxConditionPipeline] {
+        let whole = rule.coordinates(block(4, 8), (0, 0), &geometry, /* fps */ 24.0).unwrap();
+        let tile = rule.coordinates(block(2, 4), (2, 4), &geometry, /* fps */ 24.0).unwrap();
+        // Two rows of four tokens a frame: the tile is the second half of the second.
+        let at = Tensor::new(&[6u32, 7, 14, 15], &Device::Cpu).unwrap();
+        let exact = Tolerance { max_abs: 0.0, cosine: 0.999_999_9 };
+        exact.check(&format!("{rule:?}"), &tile, &whole.index_select(&at, 1).unwrap());
+    }
+}
+
+#[test]
 fn a_condition_brings_its_own_coordinates() {
     let fixture = Fixture::open("transformer_coordinates");
     let geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 8 };
     let block = |frames, frame| TokenBlock { grid: LatentGrid { frames, height: 2, width: 3 }, frame };
     let made = [block(1, 17), block(4, 0)].map(|block| {
-        PositionRule::LtxConditionPipeline.coordinates(block, &geometry, /* fps */ 24.0).unwrap()
+        PositionRule::LtxConditionPipeline.coordinates(block, (0, 0), &geometry, /* fps */ 24.0).unwrap()
     });
     let exact = Tolerance { max_abs: 0.0, cosine: 0.999_999_9 };
     let expected = fixture.tensor("in.coords").get(0).unwrap();
@@ -202,7 +223,13 @@ fn a_denoiser_is_asked_in_order() {
     let error = denoiser.velocity(tokens, &Timestep::Shared(1.0), 0).unwrap_err().to_string();
     assert!(error.contains("before `begin`"), "{error}");
     denoiser
-        .begin(&ClipContext { grid: grid(&fixture), fps: 25.0, before: Vec::new(), texts: Vec::new() })
+        .begin(&ClipContext {
+            grid: grid(&fixture),
+            fps: 25.0,
+            before: Vec::new(),
+            origin: (0, 0),
+            texts: Vec::new(),
+        })
         .unwrap();
     let error = denoiser.velocity(tokens, &Timestep::Shared(1.0), 0).unwrap_err().to_string();
     assert!(error.contains("text 0 was asked for, the clip has 0"), "{error}");

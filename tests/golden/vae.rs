@@ -219,6 +219,6 @@ fn tiles_take_less_memory() {
     let spatial = Some((256, 192));
     let whole = bytes(&Tiling::default());
     let tiled = bytes(&Tiling { spatial, ..Tiling::default() });
-    let both = bytes(&Tiling { spatial, temporal: Some((16, 8)), context: 0 });
+    let both = bytes(&Tiling { spatial, temporal: Some((16, 8)), ..Tiling::default() });
     assert!(whole > 3 * tiled && tiled > 2 * both, "{whole}, {tiled}, {both}");
 }

@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     models::{
         api::{
-            Activations, Checkpoint, Conditioning, Defaults, Denoiser, Geometry, Identified,
+            Activations, Checkpoint, Conditioning, Defaults, Denoiser, Geometry, Identified, LatentGrid,
             LatentStatistics, LoraUse, ModelInfo, Placement, ScheduleSpec, SigmaSource, TextEncoder, Tiling,
             VideoDecoder, VideoEncoder, WeightBytes, Work,
         },
@@ -308,7 +308,8 @@ impl Checkpoint for LtxCheckpoint {
     fn activations(&self, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Activations {
         let grid = self.info.geometry.grid(spec);
         let Geometry { patch, patch_t, .. } = self.info.geometry;
-        let tokens = grid.frames * grid.height * grid.width / (patch * patch * patch_t);
+        let at_once = tiling.denoise.map_or(grid, |tile| tile.grid(grid, &self.info.geometry));
+        let tokens = at_once.frames * at_once.height * at_once.width / (patch * patch * patch_t);
         Activations {
             text: self.parts.text.activation_bytes(self.info.defaults.max_sequence_length),
             denoise: LtxTransformer::activation_bytes(&self.parts.transformer, tokens, place.dtype),
@@ -337,10 +338,19 @@ impl Checkpoint for LtxCheckpoint {
     fn work(&self, spec: &VideoSpec, text_tokens: usize, tiling: &Tiling) -> Work {
         let grid = self.info.geometry.grid(spec);
         let Geometry { patch, patch_t, .. } = self.info.geometry;
-        let tokens = grid.frames * grid.height * grid.width / (patch * patch * patch_t);
+        let velocity = |grid: LatentGrid| {
+            let tokens = grid.frames * grid.height * grid.width / (patch * patch * patch_t);
+            work::velocity(&self.parts.transformer, tokens, text_tokens)
+        };
         Work {
             text: work::text(&self.parts.text, text_tokens),
-            denoise: work::velocity(&self.parts.transformer, tokens, text_tokens),
+            denoise: match tiling.denoise {
+                None => velocity(grid),
+                Some(tile) => {
+                    let (rows, columns) = tile.starts(grid, &self.info.geometry);
+                    (rows.len() * columns.len()) as f64 * velocity(tile.grid(grid, &self.info.geometry))
+                }
+            },
             decode: work::decode(&self.parts.vae, grid, tiling),
         }
     }

@@ -20,8 +20,14 @@ pub enum PositionRule {
 
 impl PositionRule {
     /// Coordinates `[3, L]`, f32, of a block's tokens in their order: seconds, then pixels from the top and from
-    /// the left.
-    pub fn coordinates(self, block: TokenBlock, geometry: &Geometry, fps: f64) -> Result<Tensor> {
+    /// the left of a picture in which the block begins at the latent row and column `origin`.
+    pub fn coordinates(
+        self,
+        block: TokenBlock,
+        origin: (usize, usize),
+        geometry: &Geometry,
+        fps: f64,
+    ) -> Result<Tensor> {
         let Geometry { spatial, temporal, patch, patch_t, .. } = *geometry;
         let TokenBlock { grid, frame: start } = block;
         let second = |i: usize| match self {
@@ -34,12 +40,12 @@ impl PositionRule {
                 frame as f32 * (1.0 / fps) as f32
             }
         };
-        let pixel = |i: usize| (i * spatial * patch) as f32;
+        let pixel = |i: usize, origin: usize| ((origin + i * patch) * spatial) as f32;
         let (f, h, w) = (grid.frames / patch_t, grid.height / patch, grid.width / patch);
         let mut coords = Vec::with_capacity(3 * f * h * w);
         coords.extend((0..f * h * w).map(|token| second(token / (h * w))));
-        coords.extend((0..f * h * w).map(|token| pixel(token / w % h)));
-        coords.extend((0..f * h * w).map(|token| pixel(token % w)));
+        coords.extend((0..f * h * w).map(|token| pixel(token / w % h, origin.0)));
+        coords.extend((0..f * h * w).map(|token| pixel(token % w, origin.1)));
         Ok(Tensor::from_vec(coords, (3, f * h * w), &Device::Cpu)?)
     }
 }
@@ -96,7 +102,7 @@ impl Denoiser for LtxDenoiser {
     fn begin(&mut self, clip: &ClipContext) -> Result<()> {
         self.clip = None;
         let blocks = clip.before.iter().copied().chain([TokenBlock { grid: clip.grid, frame: 0 }]);
-        let coords = blocks.map(|block| self.rule.coordinates(block, &self.geometry, clip.fps));
+        let coords = blocks.map(|block| self.rule.coordinates(block, clip.origin, &self.geometry, clip.fps));
         let coords = Tensor::cat(&coords.collect::<Result<Vec<_>>>()?, 1)?; // [3, L]
         let rotary = self.transformer.positions(&coords)?;
         let text = |text: &crate::models::api::TextStates| self.transformer.text(&text.states, &text.mask);

@@ -106,7 +106,7 @@ mod tests {
         let grid = LatentGrid { frames: 9, height: 16, width: 16 };
         let whole = decode(&cfg, grid, &Tiling::default());
         let tiles = |spatial, context| {
-            decode(&cfg, grid, &Tiling { spatial: Some(spatial), temporal: None, context })
+            decode(&cfg, grid, &Tiling { spatial: Some(spatial), context, ..Tiling::default() })
         };
         assert_eq!(tiles((512, 512), 4), whole);
         assert!(tiles((256, 192), 0) > 1.2 * whole);
