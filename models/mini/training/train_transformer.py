@@ -21,6 +21,7 @@ import random
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -167,10 +168,10 @@ class Text:
 
 
 class Pool:
-    """All latents found so far, stills (1 frame) and videos."""
+    """All latents found so far, stills (1 frame) and videos; of these, those whose camera moves are drawn `moving` times as often."""
 
-    def __init__(self, folder):
-        self.folder, self.done, self.scanned = folder, set(), 0
+    def __init__(self, folder, moving=1.0):
+        self.folder, self.moving, self.done, self.scanned = folder, moving, set(), 0
         self.shards = {"still": [], "video": []}
 
     def scan(self, log=print):
@@ -190,7 +191,8 @@ class Pool:
                 log(f"not yet {path}: {e}")
                 continue
             self.done.add(path)
-            self.shards["still" if x.shape[2] == 1 else "video"].append((x, clips, file.get("keys")))
+            weights = [self.moving if x.shape[2] > 1 and clip.camera != "static" else 1.0 for clip in clips]
+            self.shards["still" if x.shape[2] == 1 else "video"].append((x, clips, file.get("keys"), list(accumulate(weights))))
         log(f"pool: {self.count('still')} stills, {self.count('video')} videos")
         return True
 
@@ -206,8 +208,8 @@ class Pool:
         shards = self.shards["still"] * (kind == "still") + self.shards["video"]
         which = rng.randrange(2)
         xs, cs = [], []
-        for x, clips, keys in rng.choices(shards, [len(s[1]) for s in shards], k=n):
-            i = rng.randrange(len(clips))
+        for x, clips, keys, weights in rng.choices(shards, [s[3][-1] for s in shards], k=n):
+            i = rng.choices(range(len(clips)), cum_weights=weights)[0]
             x = x[i, :, :1] if kind == "still" else x[i]
             if kind == "key":
                 x = torch.cat([keys[i, :, which : which + 1], x], 1)
@@ -301,6 +303,15 @@ def given(kind, n, frames, gen):
     return out
 
 
+def outside(n, frames, h, w, gen):
+    """All cells but those of a random box, in all frames: what stays when only a region moves. bool [n, frames * h * w]"""
+    out = torch.ones(n, frames, h, w, dtype=torch.bool)
+    for row in out:
+        (top, left), (rows, columns) = ((int(torch.randint(0, k, (), generator=gen)) for k in (h - 2, w - 2)), (3 + int(torch.randint(0, k - 2, (), generator=gen)) for k in (h, w)))
+        row[:, top : top + rows, left : left + columns] = False
+    return out.flatten(1)
+
+
 def pack(x):
     return x.flatten(2).transpose(1, 2)
 
@@ -315,7 +326,7 @@ def train(args):
         logfile.write(s + "\n")
         logfile.flush()
 
-    pool = Pool(args.latents or f"{work}/latents")
+    pool = Pool(args.latents or f"{work}/latents", args.moving)
     while not pool.count("still") + pool.count("video") >= args.least:
         pool.scanned = 0
         pool.scan()
@@ -392,6 +403,11 @@ def train(args):
             foreign = clean & (torch.rand(n, 1, generator=g) < (1.0 if kind == "key" else 0.6))
             x[:, PIXELS:].masked_fill_(foreign[:, None, :, None, None], 0)
             clean = clean.repeat_interleave(h * w, 1)
+            if kind == "clean":
+                still = torch.tensor([c.camera == "static" for c in clips]) & (torch.rand(n, generator=g) < 0.2)
+                still = still[:, None] & outside(n, f, h, w, g)
+                x[:, PIXELS:].masked_fill_(still.view(n, 1, f, h, w), 0)
+                clean |= still
             st = torch.where(clean, 0.0, st)
             heavy = heavy * (~clean)[..., None]
         x0 = pack(x)
@@ -551,6 +567,7 @@ def main():
     ap.add_argument("--wake", type=float, default=0.17, help="share of the time on every other block alone")
     ap.add_argument("--stills", type=float, default=0.42, help="share of the time on stills alone")
     ap.add_argument("--still-share", type=float, default=0.2)
+    ap.add_argument("--moving", type=float, default=1.0, help="how much more often clips are drawn whose camera moves")
     ap.add_argument("--free", type=float, default=0.1, help="share of the time on videos before some frames are given")
     ap.add_argument("--parts", type=float, default=0.8, help="weight of the channels that say what is where")
     ap.add_argument("--mean-still", type=float, default=0.3)
