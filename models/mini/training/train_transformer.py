@@ -423,6 +423,7 @@ def train(args):
 
     small = every_other(model)
     if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # kinds of batches, and their ways of lying in memory
         model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     ready = set()
     start = last_save = last_log = time.time()
