@@ -9,6 +9,8 @@ mod bad_models;
 mod batch;
 #[path = "cli/batch_chaos.rs"]
 mod batch_chaos;
+#[path = "cli/batch_films.rs"]
+mod batch_films;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/films.rs"]

@@ -12,7 +12,7 @@ use crate::{
     event::Silent,
     media::Target,
     models::{
-        api::{Checkpoint, Placement, UpsamplerSource},
+        api::{Checkpoint, Placement, Tiling, UpsamplerSource},
         registry,
     },
     pipeline::render::{RenderRequest, Renderer},
@@ -26,6 +26,10 @@ pub struct Checked {
     pub spec: VideoSpec,
     /// Size of the frames that are written.
     pub size: Size,
+    /// What the model has in hand at a time: the clip, or its longest window.
+    pub at_once: VideoSpec,
+    /// How it is decoded.
+    pub tiling: Tiling,
     /// Denoising steps.
     pub steps: usize,
     /// The prompts that are encoded, each with the tokens it is padded or cut to.
@@ -63,7 +67,10 @@ pub fn check_on(request: &GenerateRequest, checkpoint: &dyn Checkpoint) -> Resul
     let told = take.as_ref().map_or(&[][..], |plan| &plan.settings.prompts);
     let prompts = negative.into_iter().chain([&last.prompt]).chain(told);
     let prompts = prompts.map(|prompt| (prompt.clone(), last.max_sequence_length)).collect();
-    Ok(Checked { spec, size: upscale.unwrap_or(spec.size()), steps, prompts, place })
+    let geometry = checkpoint.info().geometry;
+    let at_once = take.as_ref().map_or(spec, |plan| plan.window_spec(&spec, &geometry));
+    let (size, tiling) = (upscale.unwrap_or(spec.size()), last.decode.tiling);
+    Ok(Checked { spec, size, at_once, tiling, steps, prompts, place })
 }
 
 /// A plan that fits into memory, with its pictures read.

@@ -174,9 +174,7 @@ impl GenerateRequest {
     /// Requests with the same one run on the same weights in the same way.
     #[must_use]
     pub fn weights(&self) -> String {
-        let conditioned = if self.visual.is_empty() { "" } else { ", conditioned" };
-        let upsamplers = &self.sampling.upsamplers;
-        format!("{:?} with {upsamplers:?} on {} in {}{conditioned}", self.model, self.device, self.dtype)
+        weights(&self.model, &self.sampling.upsamplers, self.device, self.dtype, !self.visual.is_empty())
     }
 
     /// The pictures, clips and latents that it reads.
@@ -617,6 +615,18 @@ impl<'a> Job<'a> {
     fn warn(&self, message: String) {
         let _ = self.tally.emit(&Event::Warning { message });
     }
+}
+
+/// Whoever has the same one runs on the same weights in the same way.
+pub(super) fn weights(
+    model: &ModelSource,
+    upsamplers: &[PathBuf],
+    device: DeviceChoice,
+    dtype: DTypeChoice,
+    conditioned: bool,
+) -> String {
+    let conditioned = if conditioned { ", conditioned" } else { "" };
+    format!("{model:?} with {upsamplers:?} on {device} in {dtype}{conditioned}")
 }
 
 /// What a pass says of itself.

@@ -97,6 +97,15 @@ impl Loaded {
         }))
     }
 
+    /// The same checkpoint with nothing loaded yet, and other stages to keep.
+    #[must_use]
+    pub fn keeping(self, keep: Keep) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(alone) => Self::new(alone.checkpoint, keep),
+            Err(shared) => Self::new(Box::new(Self(shared)), keep),
+        }
+    }
+
     /// Announces prompts, each with the tokens it is padded or cut to: a text encoder that doesn't stay in memory
     /// encodes them together with the next prompt.
     pub fn expect(&self, prompts: impl IntoIterator<Item = (String, usize)>) {

@@ -134,12 +134,9 @@ pub struct RecipeFile {
     /// Parts of the model that lie elsewhere, and what changes it.
     #[serde(default, skip_serializing_if = "Parts::is_empty")]
     pub parts: Parts,
-    /// The job of a batch that it comes from, by the hash of all that determines it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<String>,
-    /// SHA-256 of the clip, or of the names and contents of its frames.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output_sha256: Option<String>,
+    /// Which job of a batch it was.
+    #[serde(flatten)]
+    pub stamp: Stamp,
 }
 
 impl RecipeFile {
@@ -154,9 +151,51 @@ impl RecipeFile {
             })?
         };
         serde_json::from_str(&json).map_err(|e| {
-            Error::invalid(format!("recipe `{}`", path.display()), e.to_string())
-                .with_hint("give a video that sora wrote, or the .json file beside it")
+            let what = format!("recipe `{}`", path.display());
+            match serde_json::from_str::<FilmRecipe>(&json) {
+                Ok(film) => {
+                    let file = film.film.as_deref().unwrap_or(Path::new("FILM.toml")).display();
+                    Error::invalid(what, format!("it is a film of {} shots", film.shots.len()))
+                        .with_hint(format!("make it again with `sora storyboard {file}`"))
+                }
+                Err(_) => Error::invalid(what, e.to_string())
+                    .with_hint("give a video that sora wrote, or the .json file beside it"),
+            }
         })
+    }
+}
+
+/// What a film was made from: in its `comment` tag, and in a file of its own beside the film of a batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FilmRecipe {
+    /// Version of this program.
+    pub sora: String,
+    /// Where the film file lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub film: Option<PathBuf>,
+    /// The recipes of its shots, in order.
+    pub shots: Vec<Recipe>,
+    /// Which job of a batch it was.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+}
+
+/// What a batch writes into a recipe to know its output again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The job, by the hash of all that determines it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+    /// SHA-256 of the output, or of the names and contents of its frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sha256: Option<String>,
+}
+
+impl Stamp {
+    /// Reads it from the recipe of a clip or a film.
+    pub fn read(path: &Path) -> Result<Self> {
+        let json = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        serde_json::from_str(&json).map_err(|e| Error::damaged(path, e.to_string()))
     }
 }
 

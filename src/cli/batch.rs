@@ -19,6 +19,7 @@ use sora::{
             estimate::Estimate,
             file::FileFormat,
             plan::{NAMES, Plan, Source, plan},
+            request::Product,
             shard::Shard,
             watch::Watch,
             work::{Next, Orders, Work},
@@ -33,6 +34,7 @@ use super::{
     message::{Failure, Head, line},
     outcome, progress,
     reporting::{ProgressStyle, ReportArgs},
+    storyboard,
 };
 use keys::{Defaults, GenOptions};
 
@@ -58,6 +60,10 @@ Job files:
   jobs.jsonl     {"prompt": "a fox", "seed": [1, 2]}    the first line may be {"defaults": {...}}
   jobs.csv       prompt,seed                            the first line has the keys
   prompts.txt    a fox                                  a prompt a line
+
+  storyboard = "film.toml" in a job makes that film, as `sora storyboard` does: shots stay in a folder beside it,
+  and only those that have changed are rendered again. What the film file says are no keys of such a job, and
+  defaults that are meant for clips don't touch it.
 
   What is done and unchanged is skipped, what was cut off goes on from its saved latents. Any number of
   processes may work on one batch. All paths are as for `sora gen` in the current folder, outputs lie in --folder.
@@ -243,12 +249,7 @@ impl RunArgs {
         self.complain(&mistakes);
         let (options, orders) = (GenOptions::new(), self.orders(task.as_deref()));
         let mut work = Work::new(&mut batch, &options, &orders, reporter.as_ref());
-        let counts = work.run(!self.no_wait, &mut |clip| {
-            outcome::print(clip, &self.report).map_err(|error| match error.downcast::<std::io::Error>() {
-                Ok(source) => Error::file("write", "stdout")(source),
-                Err(error) => Error::Defect { what: error.to_string() },
-            })
-        })?;
+        let counts = work.run(!self.no_wait, &mut |product| self.print(product))?;
         verdict(counts, mistakes.len())
     }
 
@@ -275,9 +276,7 @@ impl RunArgs {
                     }
                 }
             }
-            let next = work.next(&mut |clip| {
-                outcome::print(clip, &self.report).map_err(|e| Error::Defect { what: e.to_string() })
-            })?;
+            let next = work.next(&mut |product| self.print(product))?;
             if next != Next::Worked {
                 work.pause(Duration::from_secs(1))?;
             }
@@ -290,6 +289,21 @@ impl RunArgs {
             lease: Duration::from_secs(self.lease),
             checkpoint_every: EVERY,
             worker: Worker::this(task),
+        }
+    }
+
+    /// Prints what is done on stdout.
+    fn print(&self, product: &Product) -> Result<(), Error> {
+        match product {
+            Product::Film { made, .. } => {
+                storyboard::print(made, &self.report, &mut std::io::stdout().lock())
+            }
+            Product::Clip(clip) => {
+                outcome::print(clip, &self.report).map_err(|error| match error.downcast::<std::io::Error>() {
+                    Ok(source) => Error::file("write", "stdout")(source),
+                    Err(error) => Error::Defect { what: error.to_string() },
+                })
+            }
         }
     }
 

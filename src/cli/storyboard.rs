@@ -85,15 +85,24 @@ impl Args {
     pub fn report(&self) -> &ReportArgs {
         &self.report
     }
+
+    pub fn hub(&self) -> &HubArgs {
+        &self.hub
+    }
+
+    /// The model that is asked for, by its name.
+    pub fn model(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
 }
 
-pub fn run(mut args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<()> {
     args.compute.start_threads()?;
     super::interrupt::watch()?;
     let (report, check) = (args.report.clone(), args.check);
     let reporter = progress::reporter(&report);
     let (hub, own) = (args.hub.open(), Parts::default());
-    let model = args.model.take().map(|name| locate(&name, &own, &hub, reporter.as_ref())).transpose()?;
+    let model = args.model().map(|name| locate(name, &own, &hub, reporter.as_ref())).transpose()?;
     let request = lower(args, model);
     let storyboard = Storyboard::prepare(&request, reporter.as_ref())?;
     let mut out = std::io::stdout().lock();
@@ -110,7 +119,8 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     Ok(film.verdict()?)
 }
 
-fn lower(args: Args, model: Option<ModelSource>) -> StoryboardRequest {
+/// What the library is asked for, with the model that the name stands for.
+pub fn lower(args: Args, model: Option<ModelSource>) -> StoryboardRequest {
     let mut decode = DecodeChoice::default();
     args.decoding.apply(&mut decode);
     args.tile.apply(&mut decode);
@@ -123,6 +133,7 @@ fn lower(args: Args, model: Option<ModelSource>) -> StoryboardRequest {
         device: args.compute.device,
         dtype: args.compute.dtype,
         outputs: args.output.lower(),
+        shots: None,
     }
 }
 
@@ -141,7 +152,8 @@ fn table(storyboard: &Storyboard<'_>) -> String {
     text + &format!("{seconds:>7.2} s  {frames} frames of {} at {} fps\n", spec.size(), spec.fps)
 }
 
-fn print(film: &FilmMade, report: &ReportArgs, out: &mut impl Write) -> Result<(), Error> {
+/// Prints a film's path, or all about it in JSON.
+pub fn print(film: &FilmMade, report: &ReportArgs, out: &mut impl Write) -> Result<(), Error> {
     let text = match report.json {
         true => serde_json::to_string(film).expect("a film has string keys and finite numbers only"),
         false if film.path.as_os_str() == "-" => return Ok(()),

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     batch::{events, jobs, outputs},
+    batch_films::{denoised, studio},
     bench::Bench,
 };
 
@@ -221,6 +222,26 @@ fn a_polite_end_gives_the_job_back() {
     let again = log(&bench, "b.log");
     assert!(!again.iter().take_while(|e| e["state"] != "done").any(|e| is_step(e, 1) || is_step(e, 2)));
     assert_same(&bench, "out", &calm);
+}
+
+#[test]
+fn a_killed_film_goes_on_with_the_shot_that_was_cut() {
+    let bench = studio("[[job]]\nstoryboard = \"film.toml\"\noutput = \"film.y4m\"\n");
+    let film = fs::read_to_string(bench.path("film.toml")).expect("there").replace("steps = 2", "steps = 12");
+    fs::write(bench.path("film.toml"), film).expect("written");
+    assert!(start(&bench, "calm", "calm.log", &[]).wait().expect("the program ends").success());
+    let mut child = start(&bench, "out", "a.log", &[]);
+    wait_for(&bench, "a.log", |event| event["message"].to_string().contains("shot 2 of 3"));
+    child.kill().expect("the program can be killed");
+    child.wait().expect("the program ends");
+    assert!(start(&bench, "out", "b.log", &[]).wait().expect("the program ends").success());
+    let told = log(&bench, "b.log");
+    assert_eq!((denoised(&told), jobs(&told, "done")), (2, vec![1]));
+    let read = |name: &str| fs::read(bench.path(name)).expect("the film is there");
+    assert!(read("out/film.y4m") == read("calm/film.y4m"), "it is another film");
+    let status = bench.sora(&["batch", "status", "out", "--json"]).assert().success().get_output().clone();
+    let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!((&status["jobs"][0]["steps_done"], &status["jobs"][0]["steps"]), (&36.into(), &36.into()));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     file::{Block, Entry, Mistake, Spot, Value},
-    options::{Arity, Options, Setting, Settings, nearest},
+    options::{Arity, Options, STORYBOARD, Setting, Settings, nearest},
     template::{self, Values},
 };
 use crate::error::Error;
@@ -39,6 +39,15 @@ pub fn spot_of(block: &Block, defaults: &[Entry], key: &str) -> Option<Spot> {
 /// All jobs of a block. The last key of the file changes fastest.
 pub fn expand(block: &Block, defaults: &[Entry], options: &dyn Options) -> Result<Vec<Combination>, Mistake> {
     let mut axes: Vec<Axis> = Vec::new();
+    let film = is_film(block, defaults);
+    let of_film;
+    let defaults = if film {
+        check_film(block, options)?;
+        of_film = for_films(block, defaults, options);
+        &of_film
+    } else {
+        defaults
+    };
     for entry in defaults.iter().chain(&block.entries) {
         let axis = axis(entry, options)?;
         let name =
@@ -60,6 +69,44 @@ pub fn expand(block: &Block, defaults: &[Entry], options: &dyn Options) -> Resul
             .collect();
     }
     Ok(jobs.iter().map(|job| combination(job)).collect())
+}
+
+/// Whether a block makes a film.
+#[must_use]
+pub fn is_film(block: &Block, defaults: &[Entry]) -> bool {
+    spot_of(block, defaults, STORYBOARD).is_some()
+}
+
+/// Refuses keys of a film's own block that its film file decides.
+fn check_film(block: &Block, options: &dyn Options) -> Result<(), Mistake> {
+    let known = options.names_for_films();
+    for entry in &block.entries {
+        let Some((name, _)) = options.find(&entry.key) else { continue };
+        if name != STORYBOARD && !known.contains(&name) {
+            let error =
+                Error::invalid("option", "a job with `storyboard` makes what its film file says").with_hint(
+                    format!("say it in the film file; beside `storyboard` stand {}", known.join(", ")),
+                );
+            return Err(Mistake::new(entry.spot, Some(&entry.key), error));
+        }
+    }
+    Ok(())
+}
+
+/// The defaults that mean something to a film; the others are meant for clips.
+fn for_films(block: &Block, defaults: &[Entry], options: &dyn Options) -> Vec<Entry> {
+    let known = options.names_for_films();
+    let all = || defaults.iter().chain(&block.entries);
+    let names = |entry: &Entry| match &entry.value {
+        Value::Text(text) => template::names(text).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    };
+    let places: Vec<String> = all().filter(|entry| entry.key == OUTPUT).flat_map(names).collect();
+    let concerns = |entry: &&Entry| match options.find(&entry.key) {
+        Some((name, _)) => name == STORYBOARD || known.contains(&name),
+        None => places.contains(&entry.key),
+    };
+    defaults.iter().filter(concerns).cloned().collect()
 }
 
 fn axis(entry: &Entry, options: &dyn Options) -> Result<Axis, Mistake> {
@@ -172,15 +219,15 @@ fn combination(job: &[(&Axis, &Setting)]) -> Combination {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::generate::GenerateRequest;
+    use crate::app::batch::request::JobRequest;
 
-    /// Three options, one of each kind.
+    /// Three options, one of each kind, and a film.
     struct Three;
 
     impl Options for Three {
         fn find(&self, key: &str) -> Option<(String, Arity)> {
             let arity = match key {
-                "prompt" | "seed" | "output" => Arity::One,
+                "prompt" | "seed" | "output" | STORYBOARD => Arity::One,
                 "timesteps" => Arity::Many,
                 "preview" => Arity::Maybe,
                 _ => return None,
@@ -192,8 +239,12 @@ mod tests {
             ["prompt", "seed", "output", "timesteps", "preview"].map(str::to_owned).into()
         }
 
-        fn lower(&self, _: &Settings) -> Result<GenerateRequest, Mistake> {
-            Ok(GenerateRequest::default())
+        fn names_for_films(&self) -> Vec<String> {
+            vec!["output".into()]
+        }
+
+        fn lower(&self, _: &Settings) -> Result<JobRequest, Mistake> {
+            Ok(JobRequest::Clip(Box::default()))
         }
     }
 
@@ -239,6 +290,22 @@ mod tests {
         assert_eq!(jobs[1].settings["timesteps"], Setting::Many(vec!["800".into(), "1".into()]));
         assert_eq!(jobs[1].settings["seed"], Setting::One("5".into()));
         assert!(!jobs[0].settings.contains_key("preview"));
+    }
+
+    #[test]
+    fn a_film_takes_what_concerns_it() {
+        let head = || vec![entry("seed", list(&["1", "2"])), entry("ink", Value::Text("oil".into()))];
+        let film = |more: Vec<Entry>| {
+            let film = vec![entry(STORYBOARD, list(&["a.toml", "b.toml"]))];
+            jobs(head(), [film, more].concat())
+        };
+        let films = film(vec![entry("output", Value::Text("{n}-{ink}.mp4".into()))]).expect("two films");
+        assert_eq!((films.len(), films[1].values["ink"].as_str()), (2, "oil"));
+        let one = |text: &str| Setting::One(text.into());
+        assert_eq!(films[1].settings, Settings::from([(STORYBOARD.to_owned(), one("b.toml"))]));
+        assert_eq!(film(vec![]).expect("two films").len(), 2);
+        let refused = film(vec![entry("prompt", Value::Text("a fox".into()))]).expect_err("refused");
+        assert_eq!(refused.key.as_deref(), Some("prompt"));
     }
 
     #[test]

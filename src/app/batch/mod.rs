@@ -9,6 +9,7 @@ pub mod matrix;
 pub mod options;
 pub mod plan;
 mod publish;
+pub mod request;
 pub mod shard;
 pub mod slurm;
 pub mod survey;
@@ -29,7 +30,7 @@ use crate::{
         },
         fingerprint,
         journal::{Journal, State, Wanted},
-        recipe::RecipeFile,
+        recipe::Stamp,
     },
     error::{Error, Result},
 };
@@ -214,12 +215,12 @@ fn wanted(job: &Planned) -> Wanted {
 /// Whether a job's output is there, whole, by what the recipe beside it says.
 fn made_before(place: &Place, job: &Wanted) -> Option<(String, u64)> {
     let output = place.output(&job.output);
-    let recipe = RecipeFile::read(&place.folder.join(plan::recipe_name(&job.output))).ok()?;
-    if recipe.job.as_deref() != Some(&job.hash) {
+    let stamp = Stamp::read(&place.folder.join(plan::recipe_name(&job.output))).ok()?;
+    if stamp.job.as_deref() != Some(&job.hash) {
         return None;
     }
     let (sha256, bytes) = fingerprint::output(&output).ok()?;
-    (recipe.output_sha256.as_deref() == Some(&sha256)).then_some((sha256, bytes))
+    (stamp.output_sha256.as_deref() == Some(&sha256)).then_some((sha256, bytes))
 }
 
 /// Bytes of an output that is there.

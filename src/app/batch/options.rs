@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::Mistake;
-use crate::app::generate::GenerateRequest;
+use super::{file::Mistake, request::JobRequest};
 
 /// How many values an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +34,19 @@ pub enum Setting {
 /// What one job asks for, by option.
 pub type Settings = BTreeMap<String, Setting>;
 
-/// Knows the options of `gen`.
+/// The key of a film file: the job makes that film.
+pub const STORYBOARD: &str = "storyboard";
+
+/// Knows the options of `gen`, and which of them mean something to a film.
 pub trait Options: Sync {
     /// The name of the option that a key means, and how many values it takes; nothing if there is none.
     fn find(&self, key: &str) -> Option<(String, Arity)>;
     /// All names.
     fn names(&self) -> Vec<String>;
-    /// What `gen` would be asked with these options. The place of a mistake doesn't matter, its key does.
-    fn lower(&self, settings: &Settings) -> Result<GenerateRequest, Mistake>;
+    /// Names of those that may stand beside [`STORYBOARD`].
+    fn names_for_films(&self) -> Vec<String>;
+    /// What is asked for with these options. The place of a mistake doesn't matter, its key does.
+    fn lower(&self, settings: &Settings) -> Result<JobRequest, Mistake>;
 }
 
 /// The name nearest to a mistyped one, if one is near.

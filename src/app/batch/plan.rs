@@ -11,21 +11,21 @@ use sha2::{Digest, Sha256};
 use super::{
     file::{Block, Entry, FileFormat, JobFile, Mistake, Spot},
     matrix::{self, Combination, OUTPUT},
-    options::{Options, Setting, Settings},
+    options::{Options, STORYBOARD, Setting, Settings},
+    request::JobRequest,
     shard::Shard,
     template,
 };
 use crate::{
     app::{
-        check::{Checked, check_on},
+        check::Checked,
         fingerprint,
-        generate::GenerateRequest,
+        loaded::{Keep, Loaded},
         outputs::Preview,
-        recipe::slug,
+        storyboard::shots_beside,
     },
     error::{Error, Result},
     media::{Format, Target, open_sink},
-    models::api::Checkpoint,
 };
 
 /// What outputs are called unless the jobs say otherwise.
@@ -36,8 +36,9 @@ pub const NAMES: &str = "{n:04}-{slug}-{seed}.mp4";
 pub struct JobSpec {
     /// Options of `gen`, without those that follow.
     pub settings: Settings,
-    /// Seed of the clip.
-    pub seed: u64,
+    /// Seed of the clip; the shots of a film have their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// Where a contact sheet, latents or an early look go, by option, relative to the batch's folder.
     #[serde(default, skip_serializing_if = "Settings::is_empty")]
     pub files: Settings,
@@ -140,7 +141,7 @@ impl Plan {
 
 /// A model whose headers were read, or why they can't be.
 struct Model {
-    checkpoint: Box<dyn Checkpoint>,
+    checkpoint: Loaded,
     fingerprint: String,
 }
 
@@ -187,34 +188,38 @@ impl Planner<'_> {
         let files: Settings =
             FILES.iter().filter_map(|name| Some((name.to_string(), settings.remove(*name)?))).collect();
         let request = self.options.lower(&settings).map_err(|mistake| self.placed(block, mistake))?;
-        let clips = request.clips;
+        let clips = request.clips();
         settings.remove("num-videos");
         let told = serde_json::to_string(&settings).expect("settings are JSON");
         let times = self.seen.entry(told.clone()).or_default();
         *times += 1;
-        let seed = request.seed.unwrap_or_else(|| seed_of(&told, *times));
+        let seed = request.is_seeded().then(|| request.seed().unwrap_or_else(|| seed_of(&told, *times)));
         for take in 0..clips.max(1) {
             if take > 0 {
                 self.n += 1;
             }
-            let request = GenerateRequest {
-                seed: Some(seed.wrapping_add(take as u64)),
-                clips: clips.min(1),
-                ..request.clone()
-            };
+            let seed = seed.map(|seed| seed.wrapping_add(take as u64));
+            let mut request = request.clone();
+            request.one(seed);
             let mut values = values.clone();
             let stem = self.source.path.file_stem().unwrap_or_default().to_string_lossy();
             for (name, value) in [
-                ("n", self.n.to_string()),
-                ("take", (take + 1).to_string()),
-                ("seed", request.seed.unwrap_or_default().to_string()),
-                ("slug", slug(&request.prompt)),
-                ("file", stem.into_owned()),
+                ("n", Some(self.n.to_string())),
+                ("take", Some((take + 1).to_string())),
+                ("seed", seed.map(|seed| seed.to_string())),
+                ("slug", Some(request.slug())),
+                ("file", Some(stem.into_owned())),
             ] {
-                values.insert(name.into(), value);
+                values.extend(value.map(|value| (name.to_owned(), value)));
             }
-            let job =
-                Draft { settings: &settings, files: &files, output: output.as_deref(), values, request };
+            let job = Draft {
+                settings: &settings,
+                files: &files,
+                output: output.as_deref(),
+                values,
+                seed,
+                request,
+            };
             let planned = self.job(block, job)?;
             self.jobs.push(planned);
         }
@@ -222,7 +227,7 @@ impl Planner<'_> {
     }
 
     fn job(&mut self, block: &Block, draft: Draft<'_>) -> Result<Planned, Mistake> {
-        let Draft { settings, files, output, values, request } = draft;
+        let Draft { settings, files, output, values, seed, request } = draft;
         let defaults = self.defaults.clone();
         let about = |key: &str| {
             let spot = matrix::spot_of(block, &defaults, key).unwrap_or(block.spot);
@@ -231,7 +236,15 @@ impl Planner<'_> {
         };
         let fill =
             |template: &str| template::fill(template, &values, file_word).and_then(|name| inside(&name));
-        let output = fill(output.unwrap_or(self.source.names)).map_err(about(OUTPUT))?;
+        let film = !request.is_seeded();
+        // A film has no one seed to be called after.
+        let names =
+            if film { self.source.names.replace("-{seed}", "") } else { self.source.names.to_owned() };
+        let own = |error: Error| match film {
+            true => error.with_hint(format!("give the job with `{STORYBOARD}` an `output` of its own")),
+            false => error,
+        };
+        let output = fill(output.unwrap_or(&names)).map_err(own).map_err(about(OUTPUT))?;
         let target = Target::parse(&output).map_err(about(OUTPUT))?;
         if target.format() == Format::Stdout {
             let error = Error::invalid("output `-`", "a batch has no standard output to give");
@@ -245,7 +258,6 @@ impl Planner<'_> {
             };
             filled.insert(name.clone(), setting);
         }
-        let seed = request.seed.unwrap_or_default();
         let spec = JobSpec { settings: settings.clone(), seed, files: filled };
         let mut request = request;
         spec.place(&mut request, Path::new(""), &output);
@@ -255,13 +267,16 @@ impl Planner<'_> {
                 .with_hint("put {n}, {seed} or {take} into the name");
             return Err(about(OUTPUT)(error));
         }
-        let model = request.weights();
-        let placed =
-            |planner: &Self, error: Error| planner.placed(block, Mistake::new(block.spot, None, error));
+        let placed = |planner: &Self, error: Error| {
+            let key = film.then_some(STORYBOARD);
+            planner.placed(block, Mistake::new(block.spot, key, error))
+        };
+        let model = request.weights().map_err(|error| placed(self, error))?;
         if !self.models.contains_key(&model) {
-            let opened = request
-                .open()
-                .and_then(|checkpoint| Ok(Model { checkpoint, fingerprint: fingerprint::model(&request)? }));
+            let opened = request.open().and_then(|checkpoint| {
+                let checkpoint = Loaded::new(checkpoint, Keep::NONE);
+                Ok(Model { checkpoint, fingerprint: request.fingerprint()? })
+            });
             let opened = opened.map_err(|error| match matrix::spot_of(block, &self.defaults, "model") {
                 Some(spot) => Mistake::new(spot, Some("model"), error),
                 None => placed(self, error),
@@ -269,7 +284,7 @@ impl Planner<'_> {
             self.models.insert(model.clone(), opened);
         }
         let opened = &self.models[&model];
-        let checked = check_on(&request, opened.checkpoint.as_ref()).map_err(|error| placed(self, error))?;
+        let checked = request.check_on(&opened.checkpoint).map_err(|error| placed(self, error))?;
         let hash =
             hash_of(&request, &spec, &target, &opened.fingerprint).map_err(|error| placed(self, error))?;
         self.try_encoder(&request, &target, &checked).map_err(|error| placed(self, error))?;
@@ -284,7 +299,9 @@ impl Planner<'_> {
             Setting::One(name) => Some(name.clone()),
             _ => None,
         });
-        let names: Vec<String> = [video.to_owned(), recipe].into_iter().chain(others).collect();
+        let shots = shots_beside(Path::new(video)).to_string_lossy().into_owned();
+        let shots = spec.settings.contains_key(STORYBOARD).then_some(shots);
+        let names: Vec<String> = [video.to_owned(), recipe].into_iter().chain(others).chain(shots).collect();
         let taken = names.iter().find_map(|name| self.outputs.get(name).copied());
         if taken.is_none() {
             self.outputs.extend(names.into_iter().map(|name| (name, line)));
@@ -293,14 +310,14 @@ impl Planner<'_> {
     }
 
     /// Opens an encoder as this job will, once for all jobs that want the same.
-    fn try_encoder(&mut self, request: &GenerateRequest, target: &Target, checked: &Checked) -> Result<()> {
+    fn try_encoder(&mut self, request: &JobRequest, target: &Target, checked: &Checked) -> Result<()> {
         let spec = checked.spec;
         if target.format().is_still() && spec.frames != 1 {
             let what = format!("output `{}`", target.path().display());
             return Err(Error::invalid(what, format!("it holds one frame, not {}", spec.frames))
                 .with_hint("pass --frames 1 for a still picture, or name a video or a folder"));
         }
-        let encode = &request.outputs.encode;
+        let encode = &request.outputs().encode;
         let size = checked.size;
         let way = format!("{:?} {encode:?} {}x{}", target.format(), size.width, size.height);
         if !self.encoders.insert(way) {
@@ -335,21 +352,21 @@ struct Draft<'a> {
     files: &'a Settings,
     output: Option<&'a str>,
     values: template::Values,
-    request: GenerateRequest,
+    seed: Option<u64>,
+    request: JobRequest,
 }
 
 impl JobSpec {
-    /// What `gen` is asked for this job: its files go into `folder`, its video to `output` as it stands.
-    pub fn request(&self, options: &dyn Options, folder: &Path, output: &str) -> Result<GenerateRequest> {
+    /// What is asked for by this job: its files go into `folder`, its video to `output` as it stands.
+    pub fn request(&self, options: &dyn Options, folder: &Path, output: &str) -> Result<JobRequest> {
         let mut request = options.lower(&self.settings).map_err(|mistake| *mistake.error)?;
-        request.seed = Some(self.seed);
-        request.clips = 1;
+        request.one(self.seed);
         self.place(&mut request, folder, output);
         Ok(request)
     }
 
-    fn place(&self, request: &mut GenerateRequest, folder: &Path, output: &str) {
-        let outputs = &mut request.outputs;
+    fn place(&self, request: &mut JobRequest, folder: &Path, output: &str) {
+        let outputs = request.outputs_mut();
         outputs.target = Some(output.to_owned());
         let file = |name: &str| match self.files.get(name) {
             Some(Setting::One(path)) if !path.is_empty() => Some(folder.join(path)),
@@ -403,12 +420,12 @@ fn seed_of(settings: &str, times: usize) -> u64 {
 }
 
 /// Hash of all that determines what an output holds.
-fn hash_of(request: &GenerateRequest, spec: &JobSpec, target: &Target, model: &str) -> Result<String> {
+fn hash_of(request: &JobRequest, spec: &JobSpec, target: &Target, model: &str) -> Result<String> {
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(spec).expect("a spec is JSON"));
     hash.update(target.format().name());
     hash.update(model);
-    for path in request.inputs() {
+    for path in request.inputs()? {
         hash.update(fingerprint::output(&path)?.0);
     }
     Ok(fingerprint::hex(&hash.finalize()))

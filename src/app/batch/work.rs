@@ -2,12 +2,14 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     fs,
     num::NonZeroUsize,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
+        Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -15,18 +17,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Batch, Place, options::Options, plan::JobSpec, publish::publish};
+use super::{
+    Batch, Place,
+    options::Options,
+    plan::JobSpec,
+    publish::publish,
+    request::{JobRequest, Product},
+};
 use crate::{
     app::{
-        check::check_on,
-        clip::Clip,
         fingerprint,
-        generate::{GenerateRequest, Job, Stopped},
+        generate::Stopped,
         journal::{Claim, Counts, Ending, Journal, Worker, free_bytes},
         loaded::{Keep, Loaded},
         memory,
         outputs::Preview,
-        recipe::RecipeFile,
+        recipe::Stamp,
+        storyboard::shots_beside,
     },
     error::{Error, ErrorKind, Result},
     event::{Event, JobState, Phase, Reporter},
@@ -81,7 +88,7 @@ struct Group {
 
 /// How a job's rendering ended.
 enum Outcome {
-    Rendered(Box<Clip>),
+    Rendered(Product),
     /// The claim is another worker's now.
     Lost,
 }
@@ -103,7 +110,7 @@ impl<'a> Work<'a> {
     }
 
     /// Works until nothing is left; with `wait`, also until other workers are done with what they have.
-    pub fn run(&mut self, wait: bool, done: &mut dyn FnMut(&Clip) -> Result<()>) -> Result<Counts> {
+    pub fn run(&mut self, wait: bool, done: &mut dyn FnMut(&Product) -> Result<()>) -> Result<Counts> {
         loop {
             match self.next(done)? {
                 Next::Worked => {}
@@ -137,8 +144,8 @@ impl<'a> Work<'a> {
         if flow.is_break() { Err(Error::Cancelled { saved: None }) } else { Ok(()) }
     }
 
-    /// Does one job. Clips that are finished are handed to `done`.
-    pub fn next(&mut self, done: &mut dyn FnMut(&Clip) -> Result<()>) -> Result<Next> {
+    /// Does one job. What is finished is handed to `done`.
+    pub fn next(&mut self, done: &mut dyn FnMut(&Product) -> Result<()>) -> Result<Next> {
         self.tell()?;
         self.batch.journal.check_there()?;
         let folder = &self.batch.place.folder;
@@ -155,13 +162,13 @@ impl<'a> Work<'a> {
         self.state(&claim, JobState::Started, None);
         let listener = Listener::new(self.reporter, &self.batch.place, &claim);
         let result = self.perform(&claim, &listener).and_then(|outcome| match outcome {
-            Outcome::Rendered(clip) => self.finish(&claim, &listener, *clip),
+            Outcome::Rendered(product) => self.finish(&claim, &listener, product),
             Outcome::Lost => Ok(None),
         });
         match result {
-            Ok(Some(clip)) => {
+            Ok(Some(product)) => {
                 self.state(&claim, JobState::Done, None);
-                done(&clip)?;
+                done(&product)?;
             }
             Ok(None) => {
                 self.forget(&claim)?;
@@ -219,7 +226,7 @@ impl<'a> Work<'a> {
         });
         let lost = listener.lost.load(Ordering::SeqCst);
         match result {
-            Ok(Ok(clip)) => Ok(Outcome::Rendered(Box::new(clip))),
+            Ok(Ok(product)) => Ok(Outcome::Rendered(product)),
             Ok(Err(error)) if lost && error.kind() == ErrorKind::Cancelled => Ok(Outcome::Lost),
             Ok(Err(error)) => Err(error),
             Err(panic) => {
@@ -230,61 +237,69 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn render(&mut self, claim: &Claim, listener: &Listener<'_>) -> Result<Clip> {
+    fn render(&mut self, claim: &Claim, listener: &Listener<'_>) -> Result<Product> {
         let spec: JobSpec = serde_json::from_str(&claim.spec)
             .map_err(|e| Error::damaged(self.batch.journal.path(), format!("job {}: {e}", claim.n)))?;
         let place = &self.batch.place;
         let mut request = spec.request(self.options, &place.folder, &listener.made.to_string_lossy())?;
-        if request.outputs.preview == Preview::Beside {
+        let outputs = request.outputs_mut();
+        if outputs.preview == Preview::Beside {
             let mut name = place.output(&claim.output).into_os_string();
             name.push(".preview.gif");
-            request.outputs.preview = Preview::At(name.into());
+            outputs.preview = Preview::At(name.into());
         }
         for name in spec.other_files().chain([claim.output.as_str()]) {
             let path = place.output(name);
             let folder = path.parent().unwrap_or(&place.folder);
             fs::create_dir_all(folder).map_err(Error::file("write into", folder))?;
         }
-        request.outputs.checkpoint_every.get_or_insert(self.orders.checkpoint_every);
-        let latents = place.latents(&claim.hash);
-        if latents.exists() {
-            match Stopped::load(&latents) {
-                Ok(stopped) => request.stopped = stopped,
-                Err(error) => {
-                    let message =
-                        format!("job {} begins anew, its saved latents can't be read: {error}", claim.n);
-                    let _ = listener.emit(&Event::Note { message });
+        match &mut request {
+            JobRequest::Clip(clip) => {
+                clip.outputs.checkpoint_every.get_or_insert(self.orders.checkpoint_every);
+                let latents = place.latents(&claim.hash);
+                if latents.exists() {
+                    match Stopped::load(&latents) {
+                        Ok(stopped) => clip.stopped = stopped,
+                        Err(error) => {
+                            let message = format!(
+                                "job {} begins anew, its saved latents can't be read: {error}",
+                                claim.n
+                            );
+                            let _ = listener.emit(&Event::Note { message });
+                        }
+                    }
                 }
+                clip.outputs.rescue = Some(latents);
+                clip.take.kept = Some(place.windows(&claim.hash));
             }
+            // Finished shots say for themselves what they are: a film goes on from them, whoever made them.
+            JobRequest::Film(film) => film.shots = Some(shots_beside(&place.output(&claim.output))),
         }
-        request.outputs.rescue = Some(latents);
-        request.take.kept = Some(place.windows(&claim.hash));
         let loaded = self.loaded(claim, &request, None)?;
-        let clip = match one_clip(&request, listener, loaded) {
+        let shots = |shots: &[(usize, bool)]| listener.has_shots(shots);
+        match request.make(listener, loaded, &shots) {
             // Without what is kept, there may be room.
             Err(Error::OutOfMemory { .. }) if self.loaded.as_ref().is_some_and(|g| g.keep != Keep::NONE) => {
                 let loaded = self.loaded(claim, &request, Some(Keep::NONE))?;
-                one_clip(&request, listener, loaded)?
+                request.make(listener, loaded, &shots)
             }
-            result => result?,
-        };
-        Ok(clip)
+            result => result,
+        }
     }
 
     /// The job's model: the one in memory if it is the same.
-    fn loaded(&mut self, claim: &Claim, request: &GenerateRequest, keep: Option<Keep>) -> Result<Loaded> {
+    fn loaded(&mut self, claim: &Claim, request: &JobRequest, keep: Option<Keep>) -> Result<Loaded> {
         if let Some(group) = self.loaded.as_ref().filter(|group| group.model == claim.model && keep.is_none())
         {
             return Ok(group.loaded.clone());
         }
         // The old one goes before the new one comes.
         self.loaded = None;
-        let checkpoint = request.open()?;
-        let checked = check_on(request, checkpoint.as_ref())?;
-        let tiling = &request.decode.tiling;
+        let loaded = Loaded::new(request.open()?, Keep::NONE);
+        let checked = request.check_on(&loaded)?;
         let keep =
-            keep.unwrap_or_else(|| memory::keep(checkpoint.as_ref(), &checked.spec, &checked.place, tiling));
-        let loaded = Loaded::new(checkpoint, keep);
+            keep.unwrap_or_else(|| memory::keep(&loaded, &checked.at_once, &checked.place, &checked.tiling));
+        let loaded = loaded.keeping(keep);
         if !keep.text {
             let mut prompts = Vec::new();
             for spec in self.batch.journal.upcoming(&claim.model, AHEAD)? {
@@ -292,7 +307,7 @@ impl<'a> Work<'a> {
                 let request = serde_json::from_str::<JobSpec>(&spec)
                     .ok()
                     .and_then(|spec| spec.request(self.options, Path::new(""), "ahead.mp4").ok());
-                let checked = request.and_then(|request| check_on(&request, &loaded).ok());
+                let checked = request.and_then(|request| request.check_on(&loaded).ok());
                 prompts.extend(checked.into_iter().flat_map(|checked| checked.prompts));
             }
             loaded.expect(prompts);
@@ -301,33 +316,26 @@ impl<'a> Work<'a> {
         Ok(loaded)
     }
 
-    /// Puts a clip into its place. Nothing if the claim was lost.
-    fn finish(&mut self, claim: &Claim, listener: &Listener<'_>, clip: Clip) -> Result<Option<Clip>> {
+    /// Puts an output into its place. Nothing if the claim was lost.
+    fn finish(
+        &mut self,
+        claim: &Claim,
+        listener: &Listener<'_>,
+        mut product: Product,
+    ) -> Result<Option<Product>> {
         let Batch { place, journal, .. } = &mut *self.batch;
         let spec: JobSpec = serde_json::from_str(&claim.spec)
             .map_err(|e| Error::damaged(journal.path(), format!("job {}: {e}", claim.n)))?;
         let request = spec.request(self.options, &place.folder, &claim.output)?;
         let (sha256, bytes) = fingerprint::output(&listener.made)?;
-        let mut recipe = clip.recipe.clone();
-        for warning in &mut recipe.warnings {
-            *warning = warning.replace(&*listener.made.to_string_lossy(), &claim.output);
-        }
-        let model = request.model.absolute()?;
-        let file = RecipeFile {
-            recipe,
-            model_path: model.file().map(Path::to_owned),
-            parts: model.parts(),
-            job: Some(claim.hash.clone()),
-            output_sha256: Some(sha256.clone()),
-        };
-        let mut json =
-            serde_json::to_vec_pretty(&file).expect("a recipe has string keys and finite numbers only");
-        json.push(b'\n');
+        product.rename(&listener.made.to_string_lossy(), &claim.output);
+        let stamp = Stamp { job: Some(claim.hash.clone()), output_sha256: Some(sha256.clone()) };
+        let json = product.recipe(&request, stamp)?;
         let ending = Ending {
             sha256,
             bytes,
-            seconds: clip.seconds.clone(),
-            complaint: clip.verdict().err().map(|error| error.to_string()),
+            seconds: product.seconds().clone(),
+            complaint: product.verdict().err().map(|error| error.to_string()),
         };
         let mut published = None;
         let mine = journal.finish(claim, &ending, || {
@@ -336,13 +344,9 @@ impl<'a> Work<'a> {
         })?;
         let Some(path) = published.filter(|_| mine) else { return Ok(None) };
         place.forget(&claim.hash)?;
-        Ok(Some(Clip { path, recipe: file.recipe, ..clip }))
+        product.put_at(path);
+        Ok(Some(product))
     }
-}
-
-fn one_clip(request: &GenerateRequest, listener: &Listener<'_>, loaded: Loaded) -> Result<Clip> {
-    let mut job = Job::prepare_on(request, listener, Box::new(loaded))?;
-    Ok(job.next_clip()?.expect("a request for one clip gives one"))
 }
 
 /// Renews a claim until the job ends, or the claim is lost.
@@ -377,6 +381,8 @@ struct Listener<'a> {
     made: PathBuf,
     output: PathBuf,
     steps: AtomicU64,
+    /// Of a film: steps that were done before the shot that is being made, and those of each shot still to be made.
+    shots: Mutex<(u64, VecDeque<u64>)>,
     lost: AtomicBool,
 }
 
@@ -393,8 +399,28 @@ impl<'a> Listener<'a> {
             made: place.making().join(name),
             output: place.output(&claim.output),
             steps: AtomicU64::new(0),
+            shots: Mutex::default(),
             lost: AtomicBool::new(false),
         }
+    }
+
+    /// Counts a film's steps from its first shot on, those that are done included.
+    fn has_shots(&self, shots: &[(usize, bool)]) {
+        let ready = shots.iter().filter(|(_, ready)| *ready).map(|(steps, _)| *steps as u64).sum();
+        let left = shots.iter().filter(|(_, ready)| !ready).map(|(steps, _)| *steps as u64).collect();
+        *self.shots.lock().unwrap_or_else(PoisonError::into_inner) = (ready, left);
+        self.steps.store(ready, Ordering::SeqCst);
+    }
+
+    /// All steps that are done, when `done` of the shot that is being made are.
+    fn steps_of(&self, done: u64) -> u64 {
+        let mut shots = self.shots.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, left) = &mut *shots;
+        let steps = *before + done;
+        if left.front().is_some_and(|all| *all == done) {
+            *before += left.pop_front().unwrap_or_default();
+        }
+        steps
     }
 
     /// A message with the output's real name.
@@ -407,7 +433,7 @@ impl Reporter for Listener<'_> {
     fn emit(&self, event: &Event) -> ControlFlow<()> {
         let flow = match event {
             Event::Progress { phase: Phase::Denoise, done, .. } => {
-                self.steps.store(*done, Ordering::SeqCst);
+                self.steps.store(self.steps_of(*done), Ordering::SeqCst);
                 self.next.emit(event)
             }
             // Not its place yet.

@@ -12,7 +12,7 @@ use crate::{
         clip,
         fingerprint::hex,
         latents::{self, Origin},
-        recipe::Recipe,
+        recipe::{FilmRecipe, Recipe, Stamp},
         take::{Kept, Made},
     },
     error::{Error, Result},
@@ -189,8 +189,17 @@ impl Storyboard<'_> {
 
     /// What stands in the film's `comment` tag: the recipes of its shots.
     fn comment(&self) -> String {
-        let shots: Vec<Recipe> = self.shots.iter().map(|shot| self.recipe(shot)).collect();
-        serde_json::json!({ "sora": env!("CARGO_PKG_VERSION"), "shots": shots }).to_string()
+        serde_json::to_string(&self.recipes()).expect("recipes have string keys and finite numbers only")
+    }
+
+    /// The recipes of its shots.
+    pub(in crate::app) fn recipes(&self) -> FilmRecipe {
+        FilmRecipe {
+            sora: env!("CARGO_PKG_VERSION").into(),
+            film: None,
+            shots: self.shots.iter().map(|shot| self.recipe(shot)).collect(),
+            stamp: Stamp::default(),
+        }
     }
 
     fn list(&self) -> PathBuf {

@@ -7,4 +7,4 @@ mod sections;
 
 pub use assemble::{FilmMade, ShotMade};
 pub use film::{Film, Reference, Settings, Shot, Transition};
-pub use plan::{PlannedShot, Storyboard, StoryboardRequest};
+pub use plan::{PlannedShot, Storyboard, StoryboardRequest, shots_beside};

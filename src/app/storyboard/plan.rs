@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::film::{Film, Reference, Shot, Transition};
 use crate::{
     app::{
+        check::Checked,
         clip,
         decode::DecodeChoice,
         direction::Directing,
@@ -56,8 +57,27 @@ pub struct StoryboardRequest {
     pub device: DeviceChoice,
     /// How precisely to compute.
     pub dtype: DTypeChoice,
-    /// Where the film goes, and how it is encoded; the shots go into a folder beside it.
+    /// Where the film goes, and how it is encoded.
     pub outputs: Outputs,
+    /// The folder of the shots; beside the film if nobody says.
+    pub shots: Option<PathBuf>,
+}
+
+impl StoryboardRequest {
+    /// Reads the film file, and says which model it is made with.
+    pub fn read(&self) -> Result<(Film, ModelSource)> {
+        let path = &self.film;
+        let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+        let here = path.parent().unwrap_or(Path::new(""));
+        let film =
+            Film::parse(&text, here).map_err(|complaints| Error::Film { path: path.clone(), complaints })?;
+        let source = match (&self.model, &film.settings.model) {
+            (Some(model), _) => model.clone(),
+            (None, Some(path)) => ModelSource::at(path.clone()),
+            (None, None) => ModelSource::Embedded,
+        };
+        Ok((film, source))
+    }
 }
 
 /// A shot as it will be made.
@@ -106,6 +126,14 @@ pub struct PlannedShot {
     pub(super) video: PathBuf,
 }
 
+impl PlannedShot {
+    /// Denoising steps of all its windows.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.render.pass.count() * self.plan.windows.len()
+    }
+}
+
 /// A film that has passed every check that takes no weights.
 pub struct Storyboard<'a> {
     pub(super) request: &'a StoryboardRequest,
@@ -125,29 +153,50 @@ pub struct Storyboard<'a> {
 impl<'a> Storyboard<'a> {
     /// Reads and checks a film file, then what the model's headers say about it, and finds the shots that are there.
     pub fn prepare(request: &'a StoryboardRequest, reporter: &'a dyn Reporter) -> Result<Self> {
+        let (film, source) = request.read()?;
+        let checkpoint = registry::open_conditioned(&source)?;
+        Self::plan(request, reporter, (film, source), checkpoint)?.checked_files()
+    }
+
+    /// [`Storyboard::prepare`] on the film's model, opened by [`registry::open_conditioned`]: one whose stages stay
+    /// loaded, say.
+    pub fn prepare_on(
+        request: &'a StoryboardRequest,
+        reporter: &'a dyn Reporter,
+        checkpoint: Box<dyn Checkpoint>,
+    ) -> Result<Self> {
+        Self::plan(request, reporter, request.read()?, checkpoint)?.checked_files()
+    }
+
+    /// [`Storyboard::prepare_on`] without a look at what is to be written.
+    pub(in crate::app) fn plan_on(
+        request: &'a StoryboardRequest,
+        reporter: &'a dyn Reporter,
+        checkpoint: Box<dyn Checkpoint>,
+    ) -> Result<Self> {
+        Self::plan(request, reporter, request.read()?, checkpoint)
+    }
+
+    fn plan(
+        request: &'a StoryboardRequest,
+        reporter: &'a dyn Reporter,
+        (film, source): (Film, ModelSource),
+        checkpoint: Box<dyn Checkpoint>,
+    ) -> Result<Self> {
         let tally = Tally::new(reporter);
         let path = &request.film;
-        let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
-        let here = path.parent().unwrap_or(Path::new(""));
-        let wrong = |complaints| Error::Film { path: path.clone(), complaints };
-        let film = Film::parse(&text, here).map_err(wrong)?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let files = request.outputs.files(0, 1, &stem)?;
         if files.target.format().is_still() {
             let what = format!("output `{}`", files.target.path().display());
             return Err(Error::invalid(what, "a film is no still picture"));
         }
-        let folder = match files.target.format() {
-            Format::Stdout => PathBuf::from(format!("{stem}.shots")),
-            _ => with_suffix(files.target.path(), "shots"),
+        let folder = match (&request.shots, files.target.format()) {
+            (Some(folder), _) => folder.clone(),
+            (None, Format::Stdout) => PathBuf::from(format!("{stem}.shots")),
+            (None, _) => shots_beside(files.target.path()),
         };
         let settings = &film.settings;
-        let source = match (&request.model, &settings.model) {
-            (Some(model), _) => model.clone(),
-            (None, Some(path)) => ModelSource::at(path.clone()),
-            (None, None) => ModelSource::Embedded,
-        };
-        let checkpoint = registry::open_conditioned(&source)?;
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
         let wanted = request.upscale.or(settings.upscale);
@@ -183,10 +232,42 @@ impl<'a> Storyboard<'a> {
         }
         let complaints = storyboard.plan_shots(&film)?;
         if !complaints.is_empty() {
-            return Err(wrong(complaints));
+            return Err(Error::Film { path: path.clone(), complaints });
         }
         storyboard.check()?;
         Ok(storyboard)
+    }
+
+    /// Finds out now what would fail when the film is written.
+    fn checked_files(self) -> Result<Self> {
+        let size = self.upscale.unwrap_or(self.spec.size());
+        clip::check_files(&self.files, &self.request.outputs, &self.spec, size)?;
+        Ok(self)
+    }
+
+    /// What the film comes to.
+    pub(in crate::app) fn checked(&self) -> Result<Checked> {
+        let (renderer, geometry) = (self.renderer(), self.checkpoint.info().geometry);
+        let (mut prompts, mut at_once) = (Vec::new(), None::<VideoSpec>);
+        for shot in &self.shots {
+            let PlannedShot { render, plan, .. } = shot;
+            let negative = renderer.hears_negative(render)?.then_some(&render.negative_prompt);
+            let told = negative.into_iter().chain([&render.prompt]).chain(&plan.settings.prompts);
+            prompts.extend(told.map(|prompt| (prompt.clone(), render.max_sequence_length)));
+            let window = plan.window_spec(&render.spec, &geometry);
+            if at_once.is_none_or(|longest| longest.frames < window.frames) {
+                at_once = Some(window);
+            }
+        }
+        Ok(Checked {
+            spec: self.spec,
+            size: self.upscale.unwrap_or(self.spec.size()),
+            at_once: at_once.unwrap_or(self.spec),
+            tiling: self.shots.first().map(|shot| shot.render.decode.tiling).unwrap_or_default(),
+            steps: self.shots.iter().map(PlannedShot::steps).sum(),
+            prompts,
+            place: self.place.clone(),
+        })
     }
 
     /// The shots, in order.
@@ -379,7 +460,7 @@ impl<'a> Storyboard<'a> {
         Visual { keyframes: shot.references.iter().map(keyframe).collect(), ..Visual::default() }
     }
 
-    /// Finds out now what would fail at the end.
+    /// Finds out now what would fail later for the model's sake.
     fn check(&self) -> Result<()> {
         let renderer = self.renderer();
         let geometry = self.checkpoint.info().geometry;
@@ -391,9 +472,13 @@ impl<'a> Storyboard<'a> {
             memory::check(self.checkpoint.as_ref(), &window, &self.place, tiling, encodes)?;
             memory::check_decode(self.checkpoint.as_ref(), &self.spec, &self.place, tiling)?;
         }
-        let size = self.upscale.unwrap_or(self.spec.size());
-        clip::check_files(&self.files, &self.request.outputs, &self.spec, size)
+        Ok(())
     }
+}
+
+/// The folder of a film's shots, where nobody names another.
+pub fn shots_beside(film: &Path) -> PathBuf {
+    with_suffix(film, "shots")
 }
 
 /// Frames of a shot in the film, and in its latents.

@@ -17,25 +17,40 @@ use sora::{
     app::{
         batch::{
             file::{Entry, Mistake, Spot, Value},
-            options::{Arity, Options, Setting, Settings},
+            options::{Arity, Options, STORYBOARD, Setting, Settings},
+            request::JobRequest,
         },
-        generate::GenerateRequest,
         locate::locate,
     },
     event::Silent,
     models::source::{ModelSource, Parts},
 };
 
-use crate::cli::{generate, hub::HubArgs, visual::Going};
+use crate::cli::{generate, hub::HubArgs, storyboard, visual::Going};
 
 /// Options that belong to a run of the program and not to a clip.
-const NO_KEYS: [&str; 9] =
-    ["resume", "threads", "progress", "json", "quiet", "verbose", "help", "version", "keep_loaded"];
+const NO_KEYS: [&str; 11] = [
+    "resume",
+    "threads",
+    "progress",
+    "json",
+    "quiet",
+    "verbose",
+    "help",
+    "version",
+    "keep_loaded",
+    // Of a film: it is checked with all jobs, and its file has a key of its own.
+    "check",
+    "film",
+];
 
 /// `gen` as clap knows it.
 fn command() -> Command {
-    let mut command =
-        <generate::Args as clap::Args>::augment_args(Command::new("gen")).disable_help_flag(true);
+    built::<generate::Args>("gen")
+}
+
+fn built<A: clap::Args>(name: &'static str) -> Command {
+    let mut command = A::augment_args(Command::new(name)).disable_help_flag(true);
     command.build();
     command
 }
@@ -63,13 +78,16 @@ fn arity_of(arg: &Arg) -> Arity {
 /// Knows the options of `gen` from its own command line.
 pub struct GenOptions {
     command: Command,
+    /// `storyboard`, for jobs that make a film.
+    film: Command,
     /// Models that were found, by name: a batch asks for the same ones again and again.
     models: Mutex<HashMap<String, ModelSource>>,
 }
 
 impl GenOptions {
     pub fn new() -> Self {
-        Self { command: command(), models: Mutex::default() }
+        let film = built::<storyboard::Args>(STORYBOARD);
+        Self { command: command(), film, models: Mutex::default() }
     }
 
     fn locate(&self, name: &str, own: &Parts, hub: &HubArgs) -> Result<ModelSource, Error> {
@@ -84,6 +102,19 @@ impl GenOptions {
         Ok(found)
     }
 
+    fn lower_film(&self, settings: &Settings) -> Result<JobRequest, Mistake> {
+        let parsed = self
+            .film
+            .clone()
+            .try_get_matches_from(self.words(settings))
+            .and_then(|matches| storyboard::Args::from_arg_matches(&matches));
+        let args = parsed.map_err(|error| mistake(&error))?;
+        let locate = |name| self.locate(name, &Parts::default(), args.hub());
+        let model = args.model().map(locate).transpose();
+        let model = model.map_err(|error| Mistake::new(Spot::default(), Some("model"), error))?;
+        Ok(JobRequest::Film(Box::new(storyboard::lower(args, model))))
+    }
+
     fn arg(&self, key: &str) -> Option<&Arg> {
         let key = key.replace('_', "-");
         self.command.get_arguments().filter(|arg| is_key(arg)).find(|arg| {
@@ -94,13 +125,15 @@ impl GenOptions {
 
     /// The command line that asks for these options.
     fn words(&self, settings: &Settings) -> Vec<OsString> {
-        let mut words = vec!["gen".to_owned()];
+        let mut words = vec!["sora".to_owned()];
         let mut prompt = None;
         for (name, setting) in settings {
             let arg = self.arg(name);
             match setting {
                 Setting::Present(on) => words.extend(on.then(|| format!("--{name}"))),
-                Setting::One(text) if arg.is_some_and(Arg::is_positional) => prompt = Some(text.clone()),
+                Setting::One(text) if name == STORYBOARD || arg.is_some_and(Arg::is_positional) => {
+                    prompt = Some(text.clone());
+                }
                 Setting::One(text) => words.push(format!("--{name}={text}")),
                 Setting::Many(texts) => match arg.and_then(Arg::get_value_delimiter) {
                     Some(delimiter) => {
@@ -125,14 +158,28 @@ impl GenOptions {
 
 impl Options for GenOptions {
     fn find(&self, key: &str) -> Option<(String, Arity)> {
+        if key == STORYBOARD {
+            return Some((STORYBOARD.to_owned(), Arity::One));
+        }
         self.arg(key).map(|arg| (name_of(arg), arity_of(arg)))
     }
 
     fn names(&self) -> Vec<String> {
-        self.command.get_arguments().filter(|arg| is_key(arg)).map(name_of).collect()
+        let of_gen = self.command.get_arguments().filter(|arg| is_key(arg)).map(name_of);
+        of_gen.chain([STORYBOARD.to_owned()]).collect()
     }
 
-    fn lower(&self, settings: &Settings) -> Result<GenerateRequest, Mistake> {
+    fn names_for_films(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.film.get_arguments().filter(|arg| is_key(arg)).map(name_of).collect();
+        names.sort();
+        names
+    }
+
+    fn lower(&self, settings: &Settings) -> Result<JobRequest, Mistake> {
+        if settings.contains_key(STORYBOARD) {
+            return self.lower_film(settings);
+        }
         let parsed = self
             .command
             .clone()
@@ -144,8 +191,8 @@ impl Options for GenOptions {
             let why = "a batch makes new clips (for now `sora gen` alone goes on with one)";
             return Err(about(Error::invalid("--extend or --loop", why)));
         }
-        generate::lower(args, &|name, own, hub| self.locate(name, own, hub))
-            .map_err(|error| Mistake::new(Spot::default(), None, error))
+        let clip = generate::lower(args, &|name, own, hub| self.locate(name, own, hub)).map_err(about)?;
+        Ok(JobRequest::Clip(Box::new(clip)))
     }
 }
 
@@ -291,9 +338,29 @@ mod tests {
         let options = GenOptions::new();
         let timesteps = Setting::Many(vec!["900,1".into()]);
         let asked = settings(&[("prompt", one("- a fox --")), ("fps", one("2.5")), ("timesteps", timesteps)]);
-        let request = options.lower(&asked).expect("a request");
+        let JobRequest::Clip(request) = options.lower(&asked).expect("a request") else { panic!("no clip") };
         assert_eq!((request.prompt.as_str(), request.fps), ("- a fox --", Some(2.5)));
         assert_eq!(request.sampling.timesteps, [vec![900.0, 1.0]]);
+    }
+
+    #[test]
+    fn a_film_takes_the_options_of_its_own_command() {
+        let options = GenOptions::new();
+        let names = options.names_for_films();
+        for name in ["model", "upscale", "output", "codec", "window", "device"] {
+            assert!(names.contains(&name.to_owned()), "{name} is not in {names:?}");
+        }
+        for name in &names {
+            assert!(options.find(name).is_some(), "`gen` has no {name}: its kind of value isn't known");
+        }
+        assert!(
+            !names.iter().any(|name| ["prompt", "seed", "film", "check", "threads"].contains(&name.as_str()))
+        );
+        let asked = settings(&[("storyboard", one("a.toml")), ("crf", one("9"))]);
+        let JobRequest::Film(film) = options.lower(&asked).expect("a request") else { panic!("no film") };
+        assert_eq!((film.film.to_string_lossy().as_ref(), film.outputs.encode.crf), ("a.toml", Some(9)));
+        let mistake = options.lower(&settings(&[("storyboard", one("a.toml")), ("crf", one("x"))]));
+        assert_eq!(mistake.expect_err("refused").key.as_deref(), Some("crf"));
     }
 
     #[test]

@@ -1,0 +1,124 @@
+//! Batches with films among their jobs.
+
+use std::fs;
+
+use predicates::{prelude::*, str::contains};
+use serde_json::Value;
+
+use crate::{
+    batch::{events, jobs, outputs},
+    bench::Bench,
+};
+
+/// Three small shots; the last one holds a picture.
+pub const FILM: &str = r#"
+[film]
+size = "64x64"
+fps = 8
+steps = 2
+guidance = 1
+duration = "1s"
+
+[[shots]]
+prompt = "a fox"
+
+[[shots]]
+prompt = "a forest"
+
+[[shots]]
+prompt = "snow"
+reference = "snow.png"
+"#;
+
+const JOBS: &str = r#"size = "64x64"
+frames = 1
+steps = 3
+output = "{n:02}-{seed}.png"
+[[job]]
+prompt = "a fox"
+seed = 1
+[[job]]
+storyboard = "film.toml"
+output = "{slug}.y4m"
+"#;
+
+fn write(bench: &Bench, name: &str, text: &str) {
+    fs::write(bench.path(name), text).expect("a file can be written");
+}
+
+/// A folder with a film file, the picture that it needs, and a job file.
+pub fn studio(jobs: &str) -> Bench {
+    let bench = Bench::new();
+    let picture = ["gen", "snow", "--size", "64x64", "--frames", "1", "--steps", "1", "-o", "snow.png"];
+    bench.sora(&picture).args(["--seed", "1"]).assert().success();
+    write(&bench, "film.toml", FILM);
+    write(&bench, "jobs.toml", jobs);
+    bench
+}
+
+/// Runs the batch, and gives its events.
+fn run(bench: &Bench) -> Vec<Value> {
+    let mut command = bench.sora(&["batch", "jobs.toml", "--progress=json"]);
+    events(&command.assert().success().get_output().stderr)
+}
+
+/// How many clips or shots were denoised.
+pub fn denoised(events: &[Value]) -> usize {
+    events.iter().filter(|event| event["event"] == "started" && event["phase"] == "denoise").count()
+}
+
+#[test]
+fn a_film_is_a_job_like_others() {
+    let bench = studio(JOBS);
+    let check = bench.sora(&["batch", "jobs.toml", "--check", "--dry-run"]).assert().success();
+    let told = String::from_utf8_lossy(&check.get_output().stdout).into_owned();
+    assert!(told.contains("    2  pending  jobs/film.y4m\n") && told.contains("steps       9\n"), "{told}");
+    let first = run(&bench);
+    assert_eq!((jobs(&first, "done"), denoised(&first)), (vec![1, 2], 4));
+    let names = ["01-1.json", "01-1.png", "film.json", "film.y4m", "film.y4m.shots"];
+    assert_eq!(outputs(&bench, "jobs"), names);
+    bench.sora(&["storyboard", "film.toml", "-o", "alone.y4m"]).assert().success();
+    let read = |name: &str| fs::read(bench.path(name)).expect("the film is there");
+    assert!(read("alone.y4m") == read("jobs/film.y4m"), "the batch makes another film");
+    let recipe: Value = serde_json::from_slice(&read("jobs/film.json")).expect("JSON");
+    assert_eq!(recipe["shots"].as_array().map(Vec::len), Some(3));
+    let told = bench.refused(&["gen", "--recipe", "jobs/film.json"], 2);
+    assert!(told.contains("a film of 3 shots") && told.contains("sora storyboard"), "{told}");
+    // What is done is skipped, with its journal or without.
+    assert!(jobs(&run(&bench), "started").is_empty());
+    let status = bench.sora(&["batch", "status", "jobs.toml", "--all"]).assert().success();
+    status.stdout(contains("2 of 2 jobs are done").and(contains("2  done      film.y4m")));
+    bench.sora(&["batch", "clean", "jobs.toml", "--all"]).assert().success();
+    assert!(jobs(&run(&bench), "started").is_empty());
+    // A shot that has changed is rendered, and a picture counts as well as a word.
+    write(&bench, "film.toml", &FILM.replace("a forest", "a wood"));
+    let again = run(&bench);
+    assert_eq!((jobs(&again, "done"), denoised(&again)), (vec![2], 1));
+    fs::copy(bench.path("jobs/01-1.png"), bench.path("snow.png")).expect("another picture");
+    let again = run(&bench);
+    assert_eq!((jobs(&again, "done"), denoised(&again)), (vec![2], 1));
+}
+
+#[test]
+fn a_film_with_a_mistake_names_both_files() {
+    let bench = studio(JOBS);
+    let refused = |jobs: &str| {
+        write(&bench, "jobs.toml", jobs);
+        bench.refused(&["batch", "jobs.toml", "--check"], 2)
+    };
+    let told = refused(&format!("{JOBS}prompt = \"a fox\"\n"));
+    assert!(told.contains("jobs.toml:11:1: key `prompt`") && told.contains("film file"), "{told}");
+    let told = refused(&JOBS.replace("film.toml", "none.toml"));
+    assert!(told.contains("jobs.toml:9:1: key `storyboard`: can't read none.toml"), "{told}");
+    let told = refused(&JOBS.replace("output = \"{slug}.y4m\"\n", ""));
+    assert!(told.contains("key `output`: invalid place `{seed}`") && told.contains("of its own"), "{told}");
+    let told = refused(&JOBS.replace("{slug}.y4m", "{slug}.png"));
+    assert!(told.contains("a film is no still picture"), "{told}");
+    write(&bench, "film.toml", &FILM.replace("duration =", "duratoin ="));
+    let told = refused(JOBS);
+    assert!(told.contains("jobs.toml:9:1: key `storyboard`"), "{told}");
+    assert!(told.contains("film.toml") && told.contains("did you mean `duration`?"), "{told}");
+    // The others go on.
+    bench.sora(&["batch", "jobs.toml"]).assert().code(2);
+    assert_eq!(outputs(&bench, "jobs"), ["01-1.json", "01-1.png"]);
+}
