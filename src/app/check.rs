@@ -2,6 +2,7 @@
 
 use crate::{
     app::{
+        forecast::Labour,
         generate::GenerateRequest,
         memory,
         plan::{Plan, plan},
@@ -34,8 +35,17 @@ pub struct Checked {
     pub steps: usize,
     /// The prompts that are encoded, each with the tokens it is padded or cut to.
     pub prompts: Vec<(String, usize)>,
+    /// What is to be computed.
+    pub labour: Labour,
+    /// Bytes of what stays beside the video, if it is all wanted: latents.
+    pub beside_bytes: u64,
     /// Where it is computed.
     pub place: Placement,
+}
+
+/// Bytes of a clip's latents on disk.
+pub(super) fn latent_bytes(checkpoint: &dyn Checkpoint, spec: &VideoSpec) -> u64 {
+    4 * checkpoint.info().geometry.latent_shape(spec).iter().product::<usize>() as u64
 }
 
 /// Checks what the model has to say to a request, and nothing that is written.
@@ -47,7 +57,7 @@ pub fn check_on(request: &GenerateRequest, checkpoint: &dyn Checkpoint) -> Resul
     let device = request.device.open()?;
     let place = Placement { dtype: request.dtype.resolve(&device), device };
     let seed = request.seed.unwrap_or_default();
-    let Settled { passes, upscale, spec, take, conditioned, .. } =
+    let Settled { passes, first, upscale, spec, take, conditioned, .. } =
         settle(request, checkpoint, &files.target, seed, &place)?;
     let checkpoint = conditioned.as_deref().unwrap_or(checkpoint);
     let renderer = Renderer { checkpoint, place: place.clone(), reporter: &Silent };
@@ -70,7 +80,11 @@ pub fn check_on(request: &GenerateRequest, checkpoint: &dyn Checkpoint) -> Resul
     let geometry = checkpoint.info().geometry;
     let at_once = take.as_ref().map_or(spec, |plan| plan.window_spec(&spec, &geometry));
     let (size, tiling) = (upscale.unwrap_or(spec.size()), last.decode.tiling);
-    Ok(Checked { spec, size, at_once, tiling, steps, prompts, place })
+    let window = take.as_ref().map(|_| at_once);
+    let labour = Labour::of(&renderer, &passes[first..], window, !request.visual.is_empty())?;
+    let saved = request.outputs.save_latents.is_some();
+    let beside_bytes = if saved { latent_bytes(checkpoint, &spec) } else { 0 };
+    Ok(Checked { spec, size, at_once, tiling, steps, prompts, labour, beside_bytes, place })
 }
 
 /// A plan that fits into memory, with its pictures read.

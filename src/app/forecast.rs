@@ -185,6 +185,122 @@ pub(super) fn of(
     })
 }
 
+/// What a render asks of whatever machine, in multiplications and additions.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Labour {
+    /// One prompt through the text encoder.
+    pub text: f64,
+    /// Prompts.
+    pub prompts: usize,
+    /// Pictures and clips through the video encoder.
+    pub encode: f64,
+    /// All passes through the denoiser.
+    pub denoise: f64,
+    /// How many they are.
+    pub calls: usize,
+    /// Latents through the video decoder.
+    pub decode: f64,
+    /// Pixels that go into the file.
+    pub pixels: usize,
+    /// Bytes of the model's weights.
+    pub weight_bytes: u64,
+}
+
+impl Labour {
+    /// Of a render in these passes, of which the last one is decoded; see [`of`].
+    pub(super) fn of(
+        renderer: &Renderer<'_>,
+        passes: &[RenderRequest],
+        window: Option<VideoSpec>,
+        encodes: bool,
+    ) -> Result<Self> {
+        let checkpoint = renderer.checkpoint;
+        let weights = checkpoint.info().weight_bytes;
+        let weight_bytes = weights.text + weights.denoiser + weights.video;
+        let mut labour = Self { weight_bytes, ..Self::default() };
+        for pass in passes {
+            let VideoSpec { width, height, frames, .. } = pass.spec;
+            let work = checkpoint.work(&pass.spec, pass.max_sequence_length, &pass.decode.tiling);
+            let asked = renderer.calls_left(pass)?;
+            labour.calls += asked;
+            labour.prompts = labour.prompts.max(if renderer.hears_negative(pass)? { 2 } else { 1 });
+            labour.text = labour.text.max(work.text);
+            labour.denoise += asked as f64
+                * match window {
+                    None => work.denoise,
+                    Some(window) => {
+                        let of_window =
+                            checkpoint.work(&window, pass.max_sequence_length, &pass.decode.tiling);
+                        of_window.denoise * frames as f64 / window.frames as f64
+                    }
+                };
+            (labour.decode, labour.pixels) = (work.decode, width * height * frames);
+        }
+        // An encoder works about as much as the decoder.
+        labour.encode = if encodes { labour.decode } else { 0.0 };
+        Ok(labour)
+    }
+
+    /// This one and another on the same weights.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            text: self.text.max(other.text),
+            prompts: self.prompts + other.prompts,
+            encode: self.encode + other.encode,
+            denoise: self.denoise + other.denoise,
+            calls: self.calls + other.calls,
+            decode: self.decode + other.decode,
+            pixels: self.pixels + other.pixels,
+            weight_bytes: self.weight_bytes.max(other.weight_bytes),
+        }
+    }
+
+    /// This one so many times, with the same prompts.
+    #[must_use]
+    pub fn times(self, times: usize) -> Self {
+        let many = times as f64;
+        Self {
+            encode: self.encode * many,
+            denoise: self.denoise * many,
+            calls: self.calls * times,
+            decode: self.decode * many,
+            pixels: self.pixels * times,
+            ..self
+        }
+    }
+
+    /// Seconds that one prompt takes.
+    #[must_use]
+    pub fn text_seconds(&self, speed: Speed) -> f64 {
+        self.text / (speed.flops * TEXT_SHARE)
+    }
+
+    /// Seconds that pictures and clips take on their way in.
+    #[must_use]
+    pub fn encode_seconds(&self, speed: Speed) -> f64 {
+        self.encode / (speed.flops * DECODE_SHARE)
+    }
+
+    /// Seconds that all passes through the denoiser take.
+    #[must_use]
+    pub fn denoise_seconds(&self, speed: Speed) -> f64 {
+        self.denoise / (speed.flops * DENOISE_SHARE)
+    }
+
+    /// Seconds that decoding and writing take.
+    #[must_use]
+    pub fn decode_seconds(&self, speed: Speed) -> f64 {
+        self.decode / (speed.flops * DECODE_SHARE) + self.pixels as f64 * SECONDS_A_PIXEL
+    }
+
+    /// Seconds that reading all weights takes.
+    #[must_use]
+    pub fn load_seconds(&self) -> f64 {
+        self.weight_bytes as f64 / LOADED_A_SECOND
+    }
+}
+
 /// How long the stages take, in seconds.
 struct Times {
     text: f64,
@@ -206,33 +322,14 @@ impl Times {
         let renderer = Renderer { checkpoint, place: place.clone(), reporter: &Silent };
         let weights = checkpoint.info().weight_bytes;
         let load = |bytes: u64| bytes as f64 / LOADED_A_SECOND;
-        let compute = |operations: f64, share: f64| operations / (speed.flops * share);
-        let (mut text, mut denoise, mut decode, mut calls) = (0.0f64, 0.0, 0.0, 0);
-        for pass in passes {
-            let VideoSpec { width, height, frames, .. } = pass.spec;
-            let work = checkpoint.work(&pass.spec, pass.max_sequence_length, &pass.decode.tiling);
-            let prompts = if renderer.hears_negative(pass)? { 2.0 } else { 1.0 };
-            let asked = renderer.calls_left(pass)?;
-            calls += asked;
-            text = text.max(compute(work.text * prompts, TEXT_SHARE));
-            denoise += match window {
-                None => compute(work.denoise * asked as f64, DENOISE_SHARE),
-                Some(window) => {
-                    let work = checkpoint.work(&window, pass.max_sequence_length, &pass.decode.tiling);
-                    let windows = frames as f64 / window.frames as f64;
-                    compute(work.denoise * windows * asked as f64, DENOISE_SHARE)
-                }
-            };
-            decode = compute(work.decode, DECODE_SHARE) + (width * height * frames) as f64 * SECONDS_A_PIXEL;
-        }
-        let video = load(weights.video);
+        let labour = Labour::of(&renderer, passes, window, /* encodes */ true)?;
+        let (video, decode) = (load(weights.video), labour.decode_seconds(speed));
         Ok(Self {
-            text: load(weights.text) + text,
-            // An encoder works about as much as the decoder.
+            text: load(weights.text) + labour.prompts as f64 * labour.text_seconds(speed),
             encode: video + decode,
-            denoise: load(weights.denoiser) + denoise,
+            denoise: load(weights.denoiser) + labour.denoise_seconds(speed),
             decode: video + decode,
-            calls,
+            calls: labour.calls,
         })
     }
 

@@ -130,6 +130,8 @@ pub struct Stopped {
     pub(super) pass: usize,
     pub(super) steps_done: usize,
     pub(super) drawn: Drawn,
+    /// Steps of the passes before that one.
+    before: usize,
     initial_latents: bool,
     warnings: Vec<String>,
 }
@@ -141,6 +143,7 @@ impl Stopped {
         Ok(file.origin.map(|Origin { recipe, pass, drawn, steps_done, .. }| Self {
             latents: file.tensor,
             beside: file.beside,
+            before: (0..pass).map(|pass| recipe.steps(pass)).sum(),
             pass,
             steps_done: steps_done.unwrap_or_else(|| recipe.steps(pass)),
             drawn,
@@ -148,6 +151,12 @@ impl Stopped {
             // Those of the steps that are left are given again.
             warnings: if steps_done.is_none() { recipe.warnings } else { Vec::new() },
         }))
+    }
+
+    /// Steps that were done before the pass in which it was stopped.
+    #[must_use]
+    pub fn steps_before(&self) -> usize {
+        self.before
     }
 
     /// Steps that are done of the pass in which it was stopped.
@@ -208,6 +217,7 @@ impl GenerateRequest {
         let stopped = Stopped {
             latents: file.tensor,
             beside: file.beside,
+            before: (0..pass).map(|pass| recipe.steps(pass)).sum(),
             pass,
             steps_done,
             drawn,

@@ -1,6 +1,8 @@
 //! Clips that go on: extended forward and backward, joined, closed to a loop. Originals pass through untouched; new
 //! frames are fitted to them.
 
+mod outlook;
+
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
@@ -17,7 +19,6 @@ use crate::{
         passage::{Lengths, Passages},
         plan::plan,
         recipe::{Recipe, slug},
-        seam::Steps,
         shape::{self, Aspect, LengthChoice, SizeChoice},
         tally::Tally,
         visual::Visual,
@@ -25,7 +26,7 @@ use crate::{
     device::Placement,
     error::{Error, Result},
     event::{Event, Reporter},
-    media::{Codec, EncodeOptions, Fit, Footage, Format, Sound, SoundOutcome, add_sound, content_hash},
+    media::{Codec, EncodeOptions, Fit, Footage, Format, Sound, SoundOutcome, add_sound},
     models::{
         api::{Checkpoint, Conditioning, Geometry},
         registry,
@@ -33,6 +34,9 @@ use crate::{
     pipeline::render::RenderRequest,
     video::{Frame, FrameSink, VideoSpec},
 };
+
+pub use outlook::Looks;
+pub(super) use outlook::{check_loop, check_weave};
 
 /// Where a clip is extended to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +77,9 @@ pub enum Pattern {
 }
 
 impl Pattern {
-    fn clips(&self) -> Vec<&PathBuf> {
+    /// The clips that are there.
+    #[must_use]
+    pub fn clips(&self) -> Vec<&PathBuf> {
         match self {
             Self::Extend { clip, .. } | Self::Loop { clip } => vec![clip],
             Self::Join { first, last } => vec![first, last],
@@ -119,6 +125,18 @@ pub fn looped(
     window: Option<usize>,
     reporter: &dyn Reporter,
 ) -> Result<Clip> {
+    let models = (request.open()?, registry::open_conditioned(&request.model)?);
+    looped_on(request, context, window, reporter, models)
+}
+
+/// [`looped`] on its model: as [`GenerateRequest::open`] and as [`registry::open_conditioned`] gave it.
+pub fn looped_on(
+    request: &GenerateRequest,
+    context: Option<usize>,
+    window: Option<usize>,
+    reporter: &dyn Reporter,
+    (plain, conditioned): (Box<dyn Checkpoint>, Box<dyn Checkpoint>),
+) -> Result<Clip> {
     check_request(&GenerateRequest { visual: Visual::default(), ..request.clone() })?;
     // What would make the last stage fail is found out before the first.
     let stem = slug(&request.prompt);
@@ -129,7 +147,7 @@ pub fn looped(
     let outputs = Outputs { target: Some(path.to_string_lossy().into_owned()), encode, ..Outputs::default() };
     let seed = request.seed.unwrap_or_else(draw_seed);
     let first = GenerateRequest { outputs, seed: Some(seed), ..request.clone() };
-    let mut job = Job::prepare(&first, reporter)?;
+    let mut job = Job::prepare_on(&first, reporter, plain)?;
     let made = job.next_clip()?.expect("a job has at least one clip");
     made.verdict()?;
     let base = GenerateRequest {
@@ -143,7 +161,8 @@ pub fn looped(
     };
     let window = window.or(Some(made.recipe.spec.frames.max(MIN_WINDOW)));
     let pattern = Pattern::Loop { clip: path };
-    weave(&WeaveRequest { base, pattern, context, window, made: Some(made.recipe) }, reporter)
+    let request = WeaveRequest { base, pattern, context, window, made: Some(made.recipe) };
+    weave_on(&request, reporter, conditioned)
 }
 
 /// Frames of one render that leave room for a passage however short the clip is.
@@ -175,6 +194,15 @@ pub struct WovenClip {
 
 /// Makes the clip. Nothing is kept of one that is stopped.
 pub fn weave(request: &WeaveRequest, reporter: &dyn Reporter) -> Result<Clip> {
+    weave_on(request, reporter, registry::open_conditioned(&request.base.model)?)
+}
+
+/// [`weave`] on its model, opened by [`registry::open_conditioned`]: one whose stages stay loaded, say.
+pub fn weave_on(
+    request: &WeaveRequest,
+    reporter: &dyn Reporter,
+    checkpoint: Box<dyn Checkpoint>,
+) -> Result<Clip> {
     let tally = Tally::new(reporter);
     let base = &request.base;
     check_request(base)?;
@@ -182,10 +210,9 @@ pub fn weave(request: &WeaveRequest, reporter: &dyn Reporter) -> Result<Clip> {
     let stem = base.prompt.trim();
     let stem = if stem.is_empty() { request.pattern.name() } else { stem };
     let files = base.outputs.files(0, 1, &format!("sora-{}-{seed}", slug(stem)))?;
-    let checkpoint = registry::open_conditioned(&base.model)?;
     let device = base.device.open()?;
     let place = Placement { dtype: base.dtype.resolve(&device), device };
-    let loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed)?;
+    let loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
     memory::check(checkpoint.as_ref(), &loom.render.spec, &place, &loom.render.decode.tiling, true)?;
     clip::check_files(&files, &base.outputs, &loom.output, loom.output.size())?;
     let note = |message: String| {
@@ -219,6 +246,17 @@ fn check_request(base: &GenerateRequest) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a length of one render that has no whole number of latent frames.
+fn check_window(window: usize, geometry: &Geometry) -> Result<()> {
+    let (below, above) = geometry.frames_around(window);
+    if window == above {
+        return Ok(());
+    }
+    let below = below.map_or(String::new(), |below| format!("--window {below} or "));
+    let why = format!("expected {}k+1", geometry.temporal * geometry.patch_t);
+    Err(Error::invalid(format!("window {window}"), why).with_hint(format!("pass {below}--window {above}")))
+}
+
 /// All lengths and sizes, settled before a weight is read.
 struct Loom {
     /// What all passages share; its spec is that of the longest render.
@@ -239,6 +277,7 @@ impl Loom {
         checkpoint: &dyn Checkpoint,
         files: &Files,
         seed: u64,
+        looks: &mut Looks,
     ) -> Result<Self> {
         let base = &request.base;
         let info = checkpoint.info();
@@ -259,13 +298,7 @@ impl Loom {
         };
         let inner = inner_size(width, height, &geometry, info.defaults.width * info.defaults.height);
         let window = request.window.unwrap_or(info.defaults.frames);
-        let (below, above) = geometry.frames_around(window);
-        if window != above {
-            let below = below.map_or(String::new(), |below| format!("--window {below} or "));
-            let why = format!("expected {}k+1", geometry.temporal * geometry.patch_t);
-            return Err(Error::invalid(format!("window {window}"), why)
-                .with_hint(format!("pass {below}--window {above}")));
-        }
+        check_window(window, &geometry)?;
         let longest = SizeChoice::Sides { width: Some(inner.0), height: Some(inner.1) };
         let template = GenerateRequest {
             size: longest,
@@ -283,17 +316,10 @@ impl Loom {
         let mut clips = Vec::new();
         let mut median: f64 = 0.0;
         for (i, path) in paths.iter().enumerate() {
-            let mut steps = Steps::default();
-            for frame in originals(path, (width, height), fps)? {
-                steps.see(&frame?);
-            }
+            let seen = looks.at(path, (width, height), fps)?;
             // Where clips differ in how they move, the calmer one sets the measure.
-            median = if i == 0 { steps.median() } else { median.min(steps.median()) };
-            clips.push(WovenClip {
-                path: (*path).clone(),
-                sha256: content_hash(path)?,
-                frames: steps.frames(),
-            });
+            median = if i == 0 { seen.median } else { median.min(seen.median) };
+            clips.push(WovenClip { path: (*path).clone(), sha256: seen.sha256, frames: seen.frames });
         }
         let lengths = Lengths::of(&geometry, window, checkpoint.conditioning());
         let shortest = clips.iter().map(|clip| clip.frames).min().unwrap_or_default();

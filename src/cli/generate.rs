@@ -127,6 +127,11 @@ impl Args {
     pub fn going(&self) -> Result<Going, Error> {
         self.visual.going()
     }
+
+    /// How clips go on.
+    pub fn weaving(&self) -> &WeavingArgs {
+        &self.visual.weaving
+    }
 }
 
 /// Words that a model was trained on, or phrases for those that say nothing of it.

@@ -1,4 +1,4 @@
-//! Batches with films among their jobs.
+//! Batches whose jobs are more than clips from words: films, clips that go on.
 
 use std::fs;
 
@@ -121,4 +121,56 @@ fn a_film_with_a_mistake_names_both_files() {
     // The others go on.
     bench.sora(&["batch", "jobs.toml"]).assert().code(2);
     assert_eq!(outputs(&bench, "jobs"), ["01-1.json", "01-1.png"]);
+}
+
+#[test]
+fn clips_go_on_as_jobs() {
+    let bench = Bench::new();
+    let clip = ["gen", "waves", "--size", "64x64", "--frames", "9", "--steps", "2", "--seed", "3"];
+    bench.sora(&clip).args(["--crf", "12", "-o", "clip.mkv"]).assert().success();
+    let jobs_of = |more: &str| {
+        format!(
+            "prompt = \"waves\"\nsteps = 2\nseed = 5\noutput = \"{{n}}.mkv\"\ncrf = 12\n\
+             [[job]]\ninit_video = \"clip.mkv\"\nextend = [\"forward\", \"both\"]\nframes = 8\n\
+             [[job]]\ninit_video = \"clip.mkv\"\nextend = \"backward\"\nonly_new = true\nduration = \"1s\"\ncontext = 5\n\
+             [[job]]\nloop = true\nsize = \"64x64\"\nframes = 9\n{more}"
+        )
+    };
+    write(&bench, "jobs.toml", &jobs_of(""));
+    let check = bench.sora(&["batch", "jobs.toml", "--check", "--dry-run", "--json"]).assert().success();
+    let told = String::from_utf8_lossy(&check.get_output().stdout).into_owned();
+    let last: Value = serde_json::from_str(told.lines().last().expect("a line")).expect("JSON");
+    assert_eq!((&last["jobs"], &last["models"]), (&4.into(), &1.into()));
+    let first = run(&bench);
+    assert_eq!(jobs(&first, "done"), [1, 2, 3, 4]);
+    let planned = last["steps"].as_u64().expect("a number") as usize;
+    assert_eq!(denoised(&first) * 2, planned, "the plan and the run differ in steps");
+    // The same as `sora gen` makes of it.
+    let read = |name: &str| fs::read(bench.path(name)).expect("the clip is there");
+    let alone =
+        ["gen", "waves", "--init-video", "clip.mkv", "--extend", "both", "--frames", "8", "--steps", "2"];
+    bench.sora(&alone).args(["--seed", "5", "--crf", "12", "-o", "alone.mkv"]).assert().success();
+    assert!(read("alone.mkv") == read("jobs/2.mkv"), "the batch makes another clip");
+    let recipe: Value = serde_json::from_slice(&read("jobs/3.json")).expect("JSON");
+    assert_eq!(
+        (&recipe["woven"]["context"], &recipe["woven"]["pattern"]),
+        (&5.into(), &"extend backward".into())
+    );
+    assert!(jobs(&run(&bench), "started").is_empty());
+    // Another clip under the same name is another job.
+    fs::copy(bench.path("jobs/4.mkv"), bench.path("clip.mkv")).expect("another clip");
+    assert_eq!(jobs(&run(&bench), "done"), [1, 2, 3]);
+    // What can't be is told with its place.
+    let refused = |more: &str| {
+        write(&bench, "jobs.toml", &jobs_of(more));
+        bench.refused(&["batch", "jobs.toml", "--check"], 2)
+    };
+    let told = refused("upscale = \"2x\"\n");
+    assert!(told.contains("jobs.toml:20:1: key `upscale`: invalid upscale"), "{told}");
+    let told = refused("[[job]]\nextend = \"forward\"\n");
+    assert!(told.contains("jobs.toml:20:1") && told.contains("--init-video"), "{told}");
+    let told = refused("[[job]]\ncontext = 5\n");
+    assert!(told.contains("jobs.toml:21:1: key `context`"), "{told}");
+    let told = refused("[[job]]\ninit_video = \"none.mp4\"\nextend = \"forward\"\n");
+    assert!(told.contains("jobs.toml:20:1") && told.contains("none.mp4"), "{told}");
 }

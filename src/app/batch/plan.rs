@@ -23,6 +23,7 @@ use crate::{
         loaded::{Keep, Loaded},
         outputs::Preview,
         storyboard::shots_beside,
+        weave::Looks,
     },
     error::{Error, Result},
     media::{Format, Target, open_sink},
@@ -104,6 +105,7 @@ pub fn plan(source: &Source<'_>, options: &dyn Options) -> Result<Plan> {
         defaults: [&file.head, source.defaults].concat(),
         models: HashMap::new(),
         encoders: HashSet::new(),
+        looks: Looks::default(),
         seen: HashMap::new(),
         outputs: HashMap::new(),
         n: 0,
@@ -152,6 +154,8 @@ struct Planner<'a> {
     models: HashMap<String, Model>,
     /// What was opened for a try: how each was encoded.
     encoders: HashSet<String>,
+    /// Clips that jobs go on with.
+    looks: Looks,
     /// How often the same settings came: each time they mean another seed.
     seen: HashMap<String, usize>,
     /// The line that an output was first asked for on.
@@ -284,7 +288,8 @@ impl Planner<'_> {
             self.models.insert(model.clone(), opened);
         }
         let opened = &self.models[&model];
-        let checked = request.check_on(&opened.checkpoint).map_err(|error| placed(self, error))?;
+        let checked =
+            request.check_on(&opened.checkpoint, &mut self.looks).map_err(|error| placed(self, error))?;
         let hash =
             hash_of(&request, &spec, &target, &opened.fingerprint).map_err(|error| placed(self, error))?;
         self.try_encoder(&request, &target, &checked).map_err(|error| placed(self, error))?;
@@ -336,10 +341,15 @@ impl Planner<'_> {
         let Mistake { key, error, .. } = mistake;
         let known = |key: &str| matrix::spot_of(block, &self.defaults, key);
         let key = key.or_else(|| {
+            // What is wrong begins with its name, or a flag of that name is in the text.
+            let what = match &*error {
+                Error::Invalid { what, .. } => what.split(' ').next(),
+                _ => None,
+            };
             let text = format!("{error} {}", error.hint().unwrap_or_default());
-            let named = text.split("--").skip(1);
-            let names = named.map(|rest| rest.split(|c: char| !(c.is_alphanumeric() || c == '-')).next());
-            names.flatten().find(|name| known(name).is_some()).map(str::to_owned)
+            let flags = text.split("--").skip(1);
+            let flags = flags.map(|rest| rest.split(|c: char| !(c.is_alphanumeric() || c == '-')).next());
+            what.into_iter().chain(flags.flatten()).find(|name| known(name).is_some()).map(str::to_owned)
         });
         let spot = key.as_deref().and_then(known).unwrap_or(block.spot);
         Mistake { spot, key, error }

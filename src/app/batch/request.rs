@@ -1,4 +1,4 @@
-//! What a job asks for: a clip, or a film.
+//! What a job asks for: a clip, one that goes on, or a film.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -7,11 +7,12 @@ use crate::{
         check::{Checked, check_on},
         clip::Clip,
         fingerprint,
-        generate::{GenerateRequest, Job, weights},
+        generate::{GenerateRequest, Job, Stopped, weights},
         loaded::Loaded,
         outputs::Outputs,
         recipe::{FilmRecipe, RecipeFile, Stamp, slug},
-        storyboard::{FilmMade, Storyboard, StoryboardRequest},
+        storyboard::{FilmMade, PlannedShot, Storyboard, StoryboardRequest},
+        weave::{Looks, WeaveRequest, check_loop, check_weave, looped_on, weave_on},
     },
     error::{Error, Result},
     event::{Phase, Reporter, Silent},
@@ -23,16 +24,40 @@ use crate::{
 pub enum JobRequest {
     /// A clip.
     Clip(Box<GenerateRequest>),
+    /// A clip that is there, and how it goes on.
+    Weave(Box<WeaveRequest>),
+    /// A clip that is made and closed to a loop.
+    Loop {
+        /// The clip.
+        clip: Box<GenerateRequest>,
+        /// Frames that the model sees at each end to close it.
+        context: Option<usize>,
+        /// The most frames of one render.
+        window: Option<usize>,
+    },
     /// A film of several shots, which are kept beside it.
     Film(Box<StoryboardRequest>),
 }
 
+/// Whoever asks for the same on the same model shares its weights.
+const CONDITIONED: bool = true;
+
 impl JobRequest {
+    /// All but films are made of a prompt.
+    fn base(&self) -> Option<&GenerateRequest> {
+        match self {
+            Self::Clip(clip) | Self::Loop { clip, .. } => Some(clip),
+            Self::Weave(weave) => Some(&weave.base),
+            Self::Film(_) => None,
+        }
+    }
+
     /// What is written, and how.
     #[must_use]
     pub fn outputs(&self) -> &Outputs {
         match self {
-            Self::Clip(clip) => &clip.outputs,
+            Self::Clip(clip) | Self::Loop { clip, .. } => &clip.outputs,
+            Self::Weave(weave) => &weave.base.outputs,
             Self::Film(film) => &film.outputs,
         }
     }
@@ -40,7 +65,8 @@ impl JobRequest {
     /// The same, to be changed.
     pub fn outputs_mut(&mut self) -> &mut Outputs {
         match self {
-            Self::Clip(clip) => &mut clip.outputs,
+            Self::Clip(clip) | Self::Loop { clip, .. } => &mut clip.outputs,
+            Self::Weave(weave) => &mut weave.base.outputs,
             Self::Film(film) => &mut film.outputs,
         }
     }
@@ -48,32 +74,29 @@ impl JobRequest {
     /// The videos that are asked for.
     #[must_use]
     pub fn clips(&self) -> usize {
-        match self {
-            Self::Clip(clip) => clip.clips,
-            Self::Film(_) => 1,
-        }
+        self.base().map_or(1, |base| base.clips)
     }
 
     /// Whether one seed is what all of it begins with; the shots of a film have their own.
     #[must_use]
     pub fn is_seeded(&self) -> bool {
-        !matches!(self, Self::Film(_))
+        self.base().is_some()
     }
 
     /// The seed that is asked for.
     #[must_use]
     pub fn seed(&self) -> Option<u64> {
-        match self {
-            Self::Clip(clip) => clip.seed,
-            Self::Film(_) => None,
-        }
+        self.base().and_then(|base| base.seed)
     }
 
     /// One video with this seed.
     pub fn one(&mut self, seed: Option<u64>) {
-        if let Self::Clip(clip) = self {
-            clip.seed = seed;
-            clip.clips = clip.clips.min(1);
+        match self {
+            Self::Clip(clip) | Self::Loop { clip, .. } => {
+                (clip.seed, clip.clips) = (seed, clip.clips.min(1));
+            }
+            Self::Weave(weave) => (weave.base.seed, weave.base.clips) = (seed, weave.base.clips.min(1)),
+            Self::Film(_) => {}
         }
     }
 
@@ -81,7 +104,8 @@ impl JobRequest {
     #[must_use]
     pub fn slug(&self) -> String {
         match self {
-            Self::Clip(clip) => slug(&clip.prompt),
+            Self::Clip(clip) | Self::Loop { clip, .. } => slug(&clip.prompt),
+            Self::Weave(weave) => slug(&weave.base.prompt),
             Self::Film(film) => slug(&film.film.file_stem().unwrap_or_default().to_string_lossy()),
         }
     }
@@ -90,9 +114,11 @@ impl JobRequest {
     pub fn weights(&self) -> Result<String> {
         Ok(match self {
             Self::Clip(clip) => clip.weights(),
-            Self::Film(film) => {
-                weights(&film.read()?.1, &[], film.device, film.dtype, /* conditioned */ true)
+            Self::Loop { clip: base, .. } => weights(&base.model, &[], base.device, base.dtype, CONDITIONED),
+            Self::Weave(weave) => {
+                weights(&weave.base.model, &[], weave.base.device, weave.base.dtype, CONDITIONED)
             }
+            Self::Film(film) => weights(&film.read()?.1, &[], film.device, film.dtype, CONDITIONED),
         })
     }
 
@@ -100,6 +126,8 @@ impl JobRequest {
     pub fn open(&self) -> Result<Box<dyn Checkpoint>> {
         match self {
             Self::Clip(clip) => clip.open(),
+            Self::Loop { clip, .. } => registry::open_conditioned(&clip.model),
+            Self::Weave(weave) => registry::open_conditioned(&weave.base.model),
             Self::Film(film) => registry::open_conditioned(&film.read()?.1),
         }
     }
@@ -107,7 +135,8 @@ impl JobRequest {
     /// What tells its model from others.
     pub fn fingerprint(&self) -> Result<String> {
         match self {
-            Self::Clip(clip) => fingerprint::model(clip),
+            Self::Clip(clip) | Self::Loop { clip, .. } => fingerprint::model(clip),
+            Self::Weave(weave) => fingerprint::model(&weave.base),
             Self::Film(film) => {
                 let of_model = GenerateRequest { model: film.read()?.1, ..GenerateRequest::default() };
                 fingerprint::model(&of_model)
@@ -118,7 +147,11 @@ impl JobRequest {
     /// The files that it reads, but for the model's.
     pub fn inputs(&self) -> Result<Vec<PathBuf>> {
         Ok(match self {
-            Self::Clip(clip) => clip.inputs(),
+            Self::Clip(clip) | Self::Loop { clip, .. } => clip.inputs(),
+            Self::Weave(weave) => {
+                let clips = weave.pattern.clips().into_iter().cloned();
+                clips.chain(weave.base.inputs()).collect()
+            }
             Self::Film(film) => {
                 let (read, _) = film.read()?;
                 let pictures = read.shots.iter().flat_map(|shot| &shot.references);
@@ -130,32 +163,44 @@ impl JobRequest {
         })
     }
 
-    /// Checks what its model has to say, and nothing that is written.
-    pub fn check_on(&self, model: &Loaded) -> Result<Checked> {
+    /// Checks what its model has to say, and nothing that is written. Clips that were looked at are in `looks`.
+    pub fn check_on(&self, model: &Loaded, looks: &mut Looks) -> Result<Checked> {
         match self {
             Self::Clip(clip) => check_on(clip, model),
+            Self::Weave(weave) => check_weave(weave, model, looks),
+            Self::Loop { clip, context, window } => {
+                check_loop(clip, *context, *window, (plain(clip, model)?.as_ref(), model))
+            }
             Self::Film(film) => Storyboard::plan_on(film, &Silent, Box::new(model.clone()))?.checked(),
         }
     }
 
-    /// Makes it. Before work begins `shots` hears the steps of a film's shots, and whether each is there already.
+    /// Makes it. Before work begins `begun` hears how many steps were done before.
     pub(super) fn make(
         &self,
         reporter: &dyn Reporter,
         model: Loaded,
-        shots: &dyn Fn(&[(usize, bool)]),
+        begun: &dyn Fn(usize),
     ) -> Result<Product> {
         match self {
             Self::Clip(clip) => {
+                begun(clip.stopped.as_ref().map_or(0, Stopped::steps_before));
                 let mut job = Job::prepare_on(clip, reporter, Box::new(model))?;
                 let made = job.next_clip()?.expect("a request for one clip gives one");
                 Ok(Product::Clip(Box::new(made)))
             }
+            Self::Weave(weave) => {
+                let made = weave_on(weave, reporter, Box::new(model))?;
+                Ok(Product::Clip(Box::new(made)))
+            }
+            Self::Loop { clip, context, window } => {
+                let models = (plain(clip, &model)?, Box::new(model) as Box<dyn Checkpoint>);
+                let made = looped_on(clip, *context, *window, reporter, models)?;
+                Ok(Product::Clip(Box::new(made)))
+            }
             Self::Film(film) => {
                 let storyboard = Storyboard::prepare_on(film, reporter, Box::new(model))?;
-                let steps: Vec<_> =
-                    storyboard.shots().iter().map(|shot| (shot.steps(), shot.ready)).collect();
-                shots(&steps);
+                begun(storyboard.shots().iter().filter(|shot| shot.ready).map(PlannedShot::steps).sum());
                 let made = storyboard.render()?;
                 let whole = std::path::absolute(&film.film).map_err(Error::file("find", &film.film))?;
                 let recipe = FilmRecipe { film: Some(whole), ..storyboard.recipes() };
@@ -163,6 +208,12 @@ impl JobRequest {
             }
         }
     }
+}
+
+/// The model as a request opens it: `conditioned`, whose stages stay loaded, if that is the same.
+fn plain(request: &GenerateRequest, conditioned: &Loaded) -> Result<Box<dyn Checkpoint>> {
+    let own = request.open()?;
+    Ok(if own.info().pipeline == conditioned.info().pipeline { Box::new(conditioned.clone()) } else { own })
 }
 
 /// What has come of a job.
@@ -216,9 +267,9 @@ impl Product {
 
     /// The recipe that lies beside it, as JSON.
     pub(super) fn recipe(&self, request: &JobRequest, stamp: Stamp) -> Result<Vec<u8>> {
-        let json = match (self, request) {
-            (Self::Clip(clip), JobRequest::Clip(request)) => {
-                let model = request.model.absolute()?;
+        let json = match (self, request.base()) {
+            (Self::Clip(clip), Some(base)) => {
+                let model = base.model.absolute()?;
                 let (model_path, parts) = (model.file().map(Into::into), model.parts());
                 let recipe = clip.recipe.clone();
                 serde_json::to_vec_pretty(&RecipeFile { recipe, model_path, parts, stamp })
@@ -226,7 +277,7 @@ impl Product {
             (Self::Film { recipe, .. }, _) => {
                 serde_json::to_vec_pretty(&FilmRecipe { stamp, ..(**recipe).clone() })
             }
-            (Self::Clip(_), JobRequest::Film(_)) => unreachable!("a film is made of a film's request"),
+            (Self::Clip(_), None) => unreachable!("only films are made without a prompt"),
         };
         let mut json = json.expect("a recipe has string keys and finite numbers only");
         json.push(b'\n');

@@ -2,14 +2,13 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
     fs,
     num::NonZeroUsize,
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
@@ -34,6 +33,7 @@ use crate::{
         outputs::Preview,
         recipe::Stamp,
         storyboard::shots_beside,
+        weave::Looks,
     },
     error::{Error, ErrorKind, Result},
     event::{Event, JobState, Phase, Reporter},
@@ -272,16 +272,18 @@ impl<'a> Work<'a> {
                 clip.outputs.rescue = Some(latents);
                 clip.take.kept = Some(place.windows(&claim.hash));
             }
+            // Nothing is kept of a clip that goes on before it is whole.
+            JobRequest::Weave(_) | JobRequest::Loop { .. } => {}
             // Finished shots say for themselves what they are: a film goes on from them, whoever made them.
             JobRequest::Film(film) => film.shots = Some(shots_beside(&place.output(&claim.output))),
         }
         let loaded = self.loaded(claim, &request, None)?;
-        let shots = |shots: &[(usize, bool)]| listener.has_shots(shots);
-        match request.make(listener, loaded, &shots) {
+        let begun = |steps: usize| listener.begun(steps);
+        match request.make(listener, loaded, &begun) {
             // Without what is kept, there may be room.
             Err(Error::OutOfMemory { .. }) if self.loaded.as_ref().is_some_and(|g| g.keep != Keep::NONE) => {
                 let loaded = self.loaded(claim, &request, Some(Keep::NONE))?;
-                request.make(listener, loaded, &shots)
+                request.make(listener, loaded, &begun)
             }
             result => result,
         }
@@ -295,8 +297,9 @@ impl<'a> Work<'a> {
         }
         // The old one goes before the new one comes.
         self.loaded = None;
+        let mut looks = Looks::default();
         let loaded = Loaded::new(request.open()?, Keep::NONE);
-        let checked = request.check_on(&loaded)?;
+        let checked = request.check_on(&loaded, &mut looks)?;
         let keep =
             keep.unwrap_or_else(|| memory::keep(&loaded, &checked.at_once, &checked.place, &checked.tiling));
         let loaded = loaded.keeping(keep);
@@ -307,7 +310,7 @@ impl<'a> Work<'a> {
                 let request = serde_json::from_str::<JobSpec>(&spec)
                     .ok()
                     .and_then(|spec| spec.request(self.options, Path::new(""), "ahead.mp4").ok());
-                let checked = request.and_then(|request| request.check_on(&loaded).ok());
+                let checked = request.and_then(|request| request.check_on(&loaded, &mut looks).ok());
                 prompts.extend(checked.into_iter().flat_map(|checked| checked.prompts));
             }
             loaded.expect(prompts);
@@ -381,8 +384,8 @@ struct Listener<'a> {
     made: PathBuf,
     output: PathBuf,
     steps: AtomicU64,
-    /// Of a film: steps that were done before the shot that is being made, and those of each shot still to be made.
-    shots: Mutex<(u64, VecDeque<u64>)>,
+    /// Steps of the renders before the one that is under way, and those that it has itself: a job may take several.
+    before: Mutex<(u64, u64)>,
     lost: AtomicBool,
 }
 
@@ -399,28 +402,19 @@ impl<'a> Listener<'a> {
             made: place.making().join(name),
             output: place.output(&claim.output),
             steps: AtomicU64::new(0),
-            shots: Mutex::default(),
+            before: Mutex::default(),
             lost: AtomicBool::new(false),
         }
     }
 
-    /// Counts a film's steps from its first shot on, those that are done included.
-    fn has_shots(&self, shots: &[(usize, bool)]) {
-        let ready = shots.iter().filter(|(_, ready)| *ready).map(|(steps, _)| *steps as u64).sum();
-        let left = shots.iter().filter(|(_, ready)| !ready).map(|(steps, _)| *steps as u64).collect();
-        *self.shots.lock().unwrap_or_else(PoisonError::into_inner) = (ready, left);
-        self.steps.store(ready, Ordering::SeqCst);
+    /// Counts steps on from those that were done before.
+    fn begun(&self, steps: usize) {
+        *self.before() = (steps as u64, 0);
+        self.steps.store(steps as u64, Ordering::SeqCst);
     }
 
-    /// All steps that are done, when `done` of the shot that is being made are.
-    fn steps_of(&self, done: u64) -> u64 {
-        let mut shots = self.shots.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, left) = &mut *shots;
-        let steps = *before + done;
-        if left.front().is_some_and(|all| *all == done) {
-            *before += left.pop_front().unwrap_or_default();
-        }
-        steps
+    fn before(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A message with the output's real name.
@@ -432,8 +426,13 @@ impl<'a> Listener<'a> {
 impl Reporter for Listener<'_> {
     fn emit(&self, event: &Event) -> ControlFlow<()> {
         let flow = match event {
+            Event::Started { phase: Phase::Denoise, total } => {
+                let (before, own) = *self.before();
+                *self.before() = (before + own, *total);
+                self.next.emit(event)
+            }
             Event::Progress { phase: Phase::Denoise, done, .. } => {
-                self.steps.store(self.steps_of(*done), Ordering::SeqCst);
+                self.steps.store(self.before().0 + done, Ordering::SeqCst);
                 self.next.emit(event)
             }
             // Not its place yet.

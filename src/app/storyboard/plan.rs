@@ -11,11 +11,12 @@ use sha2::{Digest, Sha256};
 use super::film::{Film, Reference, Shot, Transition};
 use crate::{
     app::{
-        check::Checked,
+        check::{Checked, latent_bytes},
         clip,
         decode::DecodeChoice,
         direction::Directing,
         fingerprint::{self, hex},
+        forecast::Labour,
         generate::{GenerateRequest, recipe_of},
         latents, memory,
         outputs::{Files, Outputs, with_suffix},
@@ -249,12 +250,16 @@ impl<'a> Storyboard<'a> {
     pub(in crate::app) fn checked(&self) -> Result<Checked> {
         let (renderer, geometry) = (self.renderer(), self.checkpoint.info().geometry);
         let (mut prompts, mut at_once) = (Vec::new(), None::<VideoSpec>);
+        let (mut labour, mut beside_bytes) = (Labour::default(), 0);
         for shot in &self.shots {
             let PlannedShot { render, plan, .. } = shot;
             let negative = renderer.hears_negative(render)?.then_some(&render.negative_prompt);
             let told = negative.into_iter().chain([&render.prompt]).chain(&plan.settings.prompts);
             prompts.extend(told.map(|prompt| (prompt.clone(), render.max_sequence_length)));
             let window = plan.window_spec(&render.spec, &geometry);
+            let part = std::slice::from_ref(render);
+            labour = labour.and(Labour::of(&renderer, part, Some(window), !shot.visual.is_empty())?);
+            beside_bytes += latent_bytes(self.checkpoint.as_ref(), &render.spec);
             if at_once.is_none_or(|longest| longest.frames < window.frames) {
                 at_once = Some(window);
             }
@@ -266,6 +271,8 @@ impl<'a> Storyboard<'a> {
             tiling: self.shots.first().map(|shot| shot.render.decode.tiling).unwrap_or_default(),
             steps: self.shots.iter().map(PlannedShot::steps).sum(),
             prompts,
+            labour,
+            beside_bytes,
             place: self.place.clone(),
         })
     }

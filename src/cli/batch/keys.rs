@@ -21,12 +21,18 @@ use sora::{
             request::JobRequest,
         },
         locate::locate,
+        weave::WeaveRequest,
     },
     event::Silent,
     models::source::{ModelSource, Parts},
 };
 
-use crate::cli::{generate, hub::HubArgs, storyboard, visual::Going};
+use crate::cli::{
+    generate,
+    hub::HubArgs,
+    storyboard,
+    visual::{Going, WeavingArgs},
+};
 
 /// Options that belong to a run of the program and not to a clip.
 const NO_KEYS: [&str; 11] = [
@@ -187,12 +193,18 @@ impl Options for GenOptions {
             .and_then(|matches| generate::Args::from_arg_matches(&matches));
         let args = parsed.map_err(|error| mistake(&error))?;
         let about = |error: Error| Mistake::new(Spot::default(), None, error);
-        if !matches!(args.going().map_err(about)?, Going::Not) {
-            let why = "a batch makes new clips (for now `sora gen` alone goes on with one)";
-            return Err(about(Error::invalid("--extend or --loop", why)));
-        }
-        let clip = generate::lower(args, &|name, own, hub| self.locate(name, own, hub)).map_err(about)?;
-        Ok(JobRequest::Clip(Box::new(clip)))
+        let about_context = |error: Error| Mistake::new(Spot::default(), Some("context"), error);
+        let going = args.going().map_err(about_context)?;
+        let WeavingArgs { context, window } = args.weaving().clone();
+        let base = generate::lower(args, &|name, own, hub| self.locate(name, own, hub)).map_err(about)?;
+        Ok(match going {
+            Going::Not => JobRequest::Clip(Box::new(base)),
+            Going::Looped => JobRequest::Loop { clip: Box::new(base), context, window },
+            Going::On(pattern) => {
+                let weave = WeaveRequest { base, pattern, context, window, made: None };
+                JobRequest::Weave(Box::new(weave))
+            }
+        })
     }
 }
 
