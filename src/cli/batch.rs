@@ -25,6 +25,7 @@ use sora::{
             work::{Next, Orders, Work},
         },
         journal::{Counts, Journal, State, Worker, free_bytes},
+        speed::Speed,
     },
     event::{Event, Reporter},
 };
@@ -342,12 +343,15 @@ impl RunArgs {
         }
         if self.check {
             let left: Vec<_> = plan.jobs.iter().filter(|job| !done(&job.output, &job.hash)).collect();
-            let estimate = Estimate::of(&left, &rows);
-            let free = free_bytes(&place.folder);
+            let estimate = Estimate::of(&plan.jobs, &left, &rows, &mut Speed::measure)?;
+            // The folder is made when the batch begins.
+            let there = place.folder.ancestors().find(|folder| folder.exists());
+            let free = free_bytes(there.unwrap_or(Path::new(".")));
             if self.report.json {
                 let object = serde_json::json!({
                     "jobs": plan.jobs.len(), "done": plan.jobs.len() - left.len(),
-                    "models": estimate.models, "seconds": estimate.seconds, "bytes": estimate.bytes, "free": free,
+                    "models": estimate.models, "steps": estimate.steps, "seconds": estimate.seconds,
+                    "measured": estimate.measured, "bytes": estimate.bytes, "free": free,
                 });
                 writeln!(out, "{object}")?;
             } else {
@@ -362,11 +366,12 @@ impl RunArgs {
 }
 
 fn table(plan: &Plan, left: usize, estimate: &Estimate, free: Option<u64>) -> String {
-    let time = match estimate.seconds {
-        Some(seconds) => {
-            format!("about {}, by the jobs that are done", progress::clock(Duration::from_secs_f64(seconds)))
-        }
-        None => "not known before the first job is done".into(),
+    let clock = progress::clock(Duration::from_secs_f64(estimate.seconds));
+    let time = match estimate.measured {
+        _ if left == 0 => "none".to_owned(),
+        0 => format!("about {clock}, by this machine's speed"),
+        1 => format!("about {clock}, by the job that is done"),
+        done => format!("about {clock}, by the {done} jobs that are done"),
     };
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let rows = [

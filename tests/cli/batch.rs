@@ -151,7 +151,8 @@ fn plans_are_shown_and_nothing_is_done() {
     bench.sora(&args).arg("--check").assert().success().stdout(
         contains("jobs        4")
             .and(contains("steps       8"))
-            .and(contains("not known before the first job")),
+            .and(contains(", by this machine's speed"))
+            .and(contains(" free")),
     );
     assert_eq!(bench.names(), ["p.txt"]);
     bench.sora(&args).assert().success();

@@ -81,6 +81,8 @@ pub struct Row {
     pub output: PathBuf,
     /// Hash of all that determines the output.
     pub hash: String,
+    /// Jobs with the same one share the weights.
+    pub model: String,
     /// Where it stands.
     pub state: State,
     /// Times that it failed.
@@ -219,7 +221,7 @@ impl Journal {
         let read = || -> rusqlite::Result<Vec<Row>> {
             let mut query = self.connection.prepare(
                 "SELECT n, source, line, output, hash, state, failures, claims, worker, steps_done, steps, \
-                 seconds, error, output_sha256, output_bytes, pixels FROM jobs ORDER BY source, n",
+                 seconds, error, output_sha256, output_bytes, pixels, model FROM jobs ORDER BY source, n",
             )?;
             query
                 .query_map([], |row| {
@@ -243,6 +245,7 @@ impl Journal {
                         output_sha256: row.get(13)?,
                         output_bytes: row.get::<_, Option<i64>>(14)?.map(|bytes| bytes as u64),
                         pixels: count(15)?,
+                        model: row.get(16)?,
                     })
                 })?
                 .collect()
