@@ -245,6 +245,27 @@ fn a_killed_film_goes_on_with_the_shot_that_was_cut() {
 }
 
 #[test]
+fn shares_at_the_same_time_keep_apart() {
+    let bench = Bench::new();
+    file_of(&bench, 8, 2, "");
+    let (calm, _) = undisturbed(&bench);
+    let log_of = |share: usize| format!("{share}.log");
+    let shares = 1..=4;
+    let workers: Vec<Child> = shares
+        .clone()
+        .map(|share| start(&bench, "out", &log_of(share), &["--shard", &format!("{share}/4"), "--retries=0"]))
+        .collect();
+    for mut worker in workers {
+        assert!(worker.wait().expect("the program ends").success());
+    }
+    for share in shares {
+        let done = jobs(&log(&bench, &log_of(share)), "done");
+        assert_eq!(done, [share as u64, share as u64 + 4]);
+    }
+    assert_same(&bench, "out", &calm);
+}
+
+#[test]
 fn ten_jobs_cost_one_load() {
     let bench = Bench::new();
     file_of(&bench, 10, 8, "");

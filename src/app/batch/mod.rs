@@ -29,7 +29,7 @@ use crate::{
             shard::Shard,
         },
         fingerprint,
-        journal::{Journal, State, Wanted},
+        journal::{Claim, Journal, State, Wanted},
         recipe::Stamp,
     },
     error::{Error, Result},
@@ -65,7 +65,7 @@ impl Place {
     pub fn journal(&self, shard: Option<Shard>) -> PathBuf {
         self.own().join(match shard {
             None => "journal.sqlite".to_owned(),
-            Some(shard) => format!("journal-{}.sqlite", shard.to_string().replace('/', "-of-")),
+            Some(shard) => format!("journal-{}.sqlite", shard.file_word()),
         })
     }
 
@@ -170,6 +170,14 @@ impl Batch {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// A name for a claim's own files: shares have a journal each, but one folder.
+    fn name(&self, claim: &Claim) -> String {
+        match self.shard {
+            None => claim.name(),
+            Some(shard) => format!("{}-{}", shard.file_word(), claim.name()),
+        }
     }
 
     /// The journal.

@@ -12,6 +12,11 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// As part of a file's name: `1-of-8`.
+    pub(super) fn file_word(self) -> String {
+        self.to_string().replace('/', "-of-")
+    }
+
     /// Share `index` of `count`, from 1.
     pub fn new(index: usize, count: usize) -> Result<Self> {
         if (1..=count).contains(&index) {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use super::{
-    Batch, Place,
+    Batch,
     options::Options,
     plan::JobSpec,
     publish::publish,
@@ -160,7 +160,7 @@ impl<'a> Work<'a> {
             return Ok(if counts.running > 0 { Next::Waiting } else { Next::Nothing });
         };
         self.state(&claim, JobState::Started, None);
-        let listener = Listener::new(self.reporter, &self.batch.place, &claim);
+        let listener = Listener::new(self.reporter, self.batch, &claim);
         let result = self.perform(&claim, &listener).and_then(|outcome| match outcome {
             Outcome::Rendered(product) => self.finish(&claim, &listener, product),
             Outcome::Lost => Ok(None),
@@ -210,7 +210,7 @@ impl<'a> Work<'a> {
     fn sweep(&self, claim: &Claim, made: &Path) {
         // A clip that was published isn't there any more, and a stray file harms nobody.
         let _ = fs::remove_file(made);
-        let _ = fs::remove_dir_all(self.batch.place.making().join(claim.name()));
+        let _ = fs::remove_dir_all(self.batch.place.making().join(self.batch.name(claim)));
     }
 
     /// Renders a job while another thread renews its claim. A panic is this job's failure and no other's.
@@ -390,17 +390,17 @@ struct Listener<'a> {
 }
 
 impl<'a> Listener<'a> {
-    fn new(next: &'a dyn Reporter, place: &Place, claim: &Claim) -> Self {
+    fn new(next: &'a dyn Reporter, batch: &Batch, claim: &Claim) -> Self {
         let ending = Path::new(claim.output.trim_end_matches('/')).extension();
         let frames = claim.output.ends_with('/') || ending.is_none();
         let name = match ending {
-            Some(ending) if !frames => format!("{}.{}", claim.name(), ending.to_string_lossy()),
-            _ => claim.name(),
+            Some(ending) if !frames => format!("{}.{}", batch.name(claim), ending.to_string_lossy()),
+            _ => batch.name(claim),
         };
         Self {
             next,
-            made: place.making().join(name),
-            output: place.output(&claim.output),
+            made: batch.place.making().join(name),
+            output: batch.place.output(&claim.output),
             steps: AtomicU64::new(0),
             before: Mutex::default(),
             lost: AtomicBool::new(false),
