@@ -322,6 +322,61 @@ fn a_file_too_large_fails_alone_and_its_latents_are_kept() {
     assert_eq!(outputs(&bench, "jobs").len(), 4);
 }
 
+/// What makes a program see a small disk; see the C file.
+#[cfg(target_os = "linux")]
+fn small_disk(bench: &Bench) -> std::path::PathBuf {
+    let (source, library) = ("tests/cli/full_disk.c", bench.path("full_disk.so"));
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).arg("-ldl");
+    assert!(compiler.status().expect("a C compiler, as the build has one").success());
+    library
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_fails_one_job_and_the_others_go_on() {
+    let bench = Bench::new();
+    let library = small_disk(&bench);
+    file_of(&bench, 3, 2, "");
+    // The first job's frames are 19 MB, the others' 55 kB.
+    let text = fs::read_to_string(bench.path("jobs.toml")).expect("there");
+    let text = text.replacen("seed = 1\n", "seed = 1\nupscale = \"1200x1200\"\n", 1);
+    fs::write(bench.path("jobs.toml"), text).expect("written");
+    fs::create_dir(bench.path("jobs")).expect("a folder");
+    let folder = bench.path("jobs").canonicalize().expect("the folder is there");
+    let run = |mib: u64| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sora"));
+        command
+            .current_dir(bench.path(""))
+            .args(["batch", "jobs.toml", "--progress=json", "--retries=0"])
+            .env("LD_PRELOAD", &library)
+            .env("FULL_BELOW", &folder)
+            .env("FULL_BYTES", (mib << 20).to_string());
+        command.output().expect("the program runs")
+    };
+    let output = run(18);
+    let told = events(&output.stderr);
+    assert_eq!(output.status.code(), Some(8), "{told:?}");
+    assert_eq!((jobs(&told, "done"), jobs(&told, "failed")), (vec![2, 3], vec![1]));
+    let failed = told.iter().find(|event| event["state"] == "failed").expect("a failure");
+    let error = failed["error"].as_str().expect("a text");
+    assert!(error.contains("jobs/001.y4m") && error.contains("No space left on device"), "{error}");
+    assert_eq!(outputs(&bench, "jobs"), ["002.json", "002.y4m", "003.json", "003.y4m"]);
+    // With less room than a job may need, none is begun.
+    bench.sora(&["batch", "retry", "jobs.toml"]).assert().success();
+    let output = run(4);
+    let told = events(&output.stderr);
+    assert_eq!((output.status.code(), jobs(&told, "started")), (Some(4), vec![]));
+    let last = told.last().expect("an event").to_string();
+    assert!(last.contains("can't write jobs") && last.contains("free"), "{last}");
+    // With room, what was saved is decoded.
+    let output =
+        bench.sora(&["batch", "jobs.toml", "--progress=json"]).assert().success().get_output().clone();
+    assert!(!events(&output.stderr).iter().any(|event| is_step(event, 1)), "the job began anew");
+    assert_eq!(outputs(&bench, "jobs").len(), 6);
+}
+
 #[test]
 fn a_folder_that_goes_away_is_made_again_or_told_of() {
     let bench = Bench::new();

@@ -20,7 +20,7 @@ use super::{
     Batch,
     options::Options,
     plan::JobSpec,
-    publish::publish,
+    publish::Ready,
     request::{JobRequest, Product},
 };
 use crate::{
@@ -149,8 +149,10 @@ impl<'a> Work<'a> {
         self.tell()?;
         self.batch.journal.check_there()?;
         let folder = &self.batch.place.folder;
-        if free_bytes(folder).is_some_and(|free| free < ROOM) {
-            let source = std::io::ErrorKind::StorageFull.into();
+        if let Some(free) = free_bytes(folder).filter(|free| *free < ROOM) {
+            let (free, room) = (free as f64 / f64::from(1 << 20), ROOM >> 20);
+            let why = format!("{free:.1} MiB are free there, and no job is begun with less than {room}");
+            let source = std::io::Error::new(std::io::ErrorKind::StorageFull, why);
             return Err(Error::File { action: "write", path: folder.clone(), source });
         }
         let model = self.loaded.as_ref().map_or("", |group| group.model.as_str());
@@ -180,7 +182,7 @@ impl<'a> Work<'a> {
                 return Err(Error::Cancelled { saved: None });
             }
             Err(error) => {
-                let text = told(&error);
+                let text = listener.in_place(&told(&error));
                 if self.batch.journal.fail(&claim, &text, self.orders.retries)? {
                     self.state(&claim, JobState::Failed, Some(text));
                 } else {
@@ -340,9 +342,10 @@ impl<'a> Work<'a> {
             seconds: product.seconds().clone(),
             complaint: product.verdict().err().map(|error| error.to_string()),
         };
+        let ready = Ready::bring(place, &listener.made, &claim.output, &json)?;
         let mut published = None;
         let mine = journal.finish(claim, &ending, || {
-            published = Some(publish(place, &listener.made, &claim.output, &json)?);
+            published = Some(ready.publish(place, &claim.output)?);
             Ok(())
         })?;
         let Some(path) = published.filter(|_| mine) else { return Ok(None) };
