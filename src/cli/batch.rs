@@ -36,6 +36,7 @@ use super::{
     outcome, progress,
     reporting::{ProgressStyle, ReportArgs},
     storyboard,
+    table::size,
 };
 use keys::{Defaults, GenOptions};
 
@@ -49,8 +50,9 @@ Examples:
 const FILES: &str = r#"
 Job files:
   Every option of `sora gen` is a key. A list stands for a job each, and several lists for all their
-  combinations. Keys of your own fill in {places} of prompts and names. Names may have {n} (number), {slug}
-  (words of the prompt), {seed}, {take}, {file} and any key, with digits as in {n:04}.
+  combinations. Keys of your own fill in {places} of prompts and names. Names may have {n:04} (the
+  job's number, here with four digits), {slug} (words of the prompt), {seed}, {take}, {file} and any
+  key.
 
   jobs.toml      steps = 8                              keys of the head are defaults
                  output = "{n:04}-{slug}-{seed}.mp4"
@@ -62,18 +64,23 @@ Job files:
   jobs.csv       prompt,seed                            the first line has the keys
   prompts.txt    a fox                                  a prompt a line
 
-  storyboard = "film.toml" in a job makes that film, as `sora storyboard` does: shots stay in a folder beside it,
-  and only those that have changed are rendered again. What the film file says are no keys of such a job, and
-  defaults that are meant for clips don't touch it.
+  Clips go on as with `sora gen`: init_video = "wave.mp4" with extend = "both", or loop = true.
+  Nothing is kept of such a job before it is whole: one that was cut starts again.
 
-  What is done and unchanged is skipped, what was cut off goes on from its saved latents. Any number of
-  processes may work on one batch. All paths are as for `sora gen` in the current folder, outputs lie in --folder.
+  storyboard = "film.toml" in a job makes that film, as `sora storyboard` does: shots stay in a
+  folder beside it, and only those that have changed are rendered again. What the film file says are
+  no keys of such a job, and defaults that are meant for clips don't touch it.
+
+  What is done and unchanged is skipped, what was cut off goes on from its saved latents. Any number
+  of processes may work on one batch. All paths are as for `sora gen` in the current folder, outputs
+  lie in --folder.
 
 Events of --progress json, one object a line on stderr:
   {"event":"batch","done":N,"failed":N,"running":N,"total":N}
   {"event":"job","job":N,"output":PATH,"state":STATE[,"error":TEXT]}
-                 STATE: started, done, failed (maybe to be tried again), lost (another worker has it), stopped
-  {"event":"started","phase":PHASE,"total":N}           PHASE: load, encode-prompt, encode-video, denoise, decode
+      STATE: started, done, failed (maybe to be tried again), lost (another worker has it), stopped
+  {"event":"started","phase":PHASE,"total":N}
+      PHASE: load, encode-prompt, encode-video, denoise, upsample, decode
   {"event":"progress","phase":PHASE,"done":N,"total":N}
   {"event":"finished","phase":PHASE,"elapsed":SECONDS}
   {"event":"saved","path":PATH,"step":N}                latents to go on from
@@ -295,7 +302,7 @@ impl RunArgs {
 
     /// Prints what is done on stdout.
     fn print(&self, product: &Product) -> Result<(), Error> {
-        match product {
+        progress::aside(|| match product {
             Product::Film { made, .. } => {
                 storyboard::print(made, &self.report, &mut std::io::stdout().lock())
             }
@@ -305,13 +312,13 @@ impl RunArgs {
                     Err(error) => Error::Defect { what: error.to_string() },
                 })
             }
-        }
+        })
     }
 
     /// Prints mistakes; the jobs without one go on.
     fn complain(&self, mistakes: &[Error]) {
         for mistake in mistakes {
-            Failure::from(mistake).print(self.report.progress == ProgressStyle::Json);
+            progress::aside(|| Failure::from(mistake).print(self.report.progress == ProgressStyle::Json));
         }
     }
 
@@ -373,14 +380,13 @@ fn table(plan: &Plan, left: usize, estimate: &Estimate, free: Option<u64>) -> St
         1 => format!("about {clock}, by the job that is done"),
         done => format!("about {clock}, by the {done} jobs that are done"),
     };
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     let rows = [
         ("jobs", plan.jobs.len().to_string()),
         ("to be done", left.to_string()),
         ("models", estimate.models.to_string()),
         ("steps", estimate.steps.to_string()),
         ("time", time),
-        ("disk", format!("about {}, {} free", mib(estimate.bytes), free.map_or("?".into(), mib))),
+        ("disk", format!("about {}, {} free", size(estimate.bytes), free.map_or("?".into(), size))),
     ];
     rows.iter().map(|(name, value)| format!("{name:<11} {value}\n")).collect()
 }

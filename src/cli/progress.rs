@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io::{IsTerminal, Write},
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -20,14 +20,30 @@ use crate::cli::{
 
 /// The reporter that the flags ask for. It also carries Ctrl-C down to the core.
 pub fn reporter(args: &ReportArgs) -> Box<dyn Reporter> {
-    let plain = |levels| Box::new(Plain { levels, phases: Mutex::default() });
+    let plain = |levels| Box::new(Plain { levels, phases: Mutex::default(), job: Mutex::default() });
     match args.progress {
         _ if args.quiet && args.progress != ProgressStyle::Json => plain(Levels::Silent),
         ProgressStyle::Json => Box::new(Json),
         ProgressStyle::None => plain(Levels::Warnings),
         ProgressStyle::Plain => plain(Levels::All),
-        ProgressStyle::Auto if std::io::stderr().is_terminal() => Box::new(Bars::new(args.verbose)),
+        ProgressStyle::Auto if std::io::stderr().is_terminal() => {
+            let bars = Bars::new(args.verbose);
+            // A program has one terminal.
+            let _ = SCREEN.set(bars.multi.clone());
+            Box::new(bars)
+        }
         ProgressStyle::Auto => plain(Levels::All),
+    }
+}
+
+/// The terminal's bars, where there are some.
+static SCREEN: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Takes the bars away while something else is printed.
+pub fn aside<T>(print: impl FnOnce() -> T) -> T {
+    match SCREEN.get() {
+        Some(screen) => screen.suspend(print),
+        None => print(),
     }
 }
 
@@ -61,8 +77,8 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Text for the events that are a line of their own.
-fn spoken(event: &Event) -> Option<String> {
+/// Text for the events that are a line of their own; `took` is how long a job took that has ended.
+fn spoken(event: &Event, took: Option<Duration>) -> Option<String> {
     Some(match event {
         Event::Warning { message } => message::line(Head::Warning, message),
         Event::Job { job, output, state, error } => {
@@ -75,7 +91,8 @@ fn spoken(event: &Event) -> Option<String> {
                 _ => "changed",
             };
             let why = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            format!("job {job} {what}: {}{why}", output.display())
+            let took = took.map(|took| format!(" in {}", clock(took))).unwrap_or_default();
+            format!("job {job} {what}{took}: {}{why}", output.display())
         }
         Event::Note { message } => message::line(Head::Note, message),
         Event::Saved { path, step } => format!("saved after step {step}: {}", path.display()),
@@ -113,6 +130,7 @@ struct Said {
 struct Plain {
     levels: Levels,
     phases: Mutex<HashMap<Phase, Said>>,
+    job: Mutex<Option<Instant>>,
 }
 
 impl Plain {
@@ -145,10 +163,13 @@ impl Plain {
             }
             Event::Finished { phase, elapsed } => {
                 phases.remove(&phase);
-                worth_a_line(phase, elapsed)
+                // Of many jobs, each has one line.
+                let alone = lock(&self.job).is_none();
+                (alone && worth_a_line(phase, elapsed))
                     .then(|| format!("{} done in {:.1} s", name(phase), elapsed.as_secs_f64()))
             }
-            _ => spoken(event),
+            Event::Saved { .. } if lock(&self.job).is_some() => None,
+            _ => spoken(event, time_of_job(&self.job, event)),
         }
     }
 }
@@ -166,29 +187,73 @@ impl Reporter for Plain {
     }
 }
 
+/// Keeps when a job was begun, and says how long it took when it has ended.
+fn time_of_job(begun: &Mutex<Option<Instant>>, event: &Event) -> Option<Duration> {
+    match event {
+        Event::Job { state: JobState::Started, .. } => {
+            *lock(begun) = Some(Instant::now());
+            None
+        }
+        Event::Job { .. } => lock(begun).map(|begun| begun.elapsed()),
+        _ => None,
+    }
+}
+
 struct Bars {
     multi: MultiProgress,
     bars: Mutex<HashMap<Phase, ProgressBar>>,
-    batch: Mutex<Option<ProgressBar>>,
+    batch: Mutex<Option<Batch>>,
+    job: Mutex<Option<Instant>>,
     verbose: bool,
+}
+
+/// The bar of a whole batch, under those of the job that runs.
+struct Batch {
+    bar: ProgressBar,
+    started: Instant,
+    /// Jobs that were over before.
+    before: u64,
+    output: String,
+    counts: String,
+}
+
+impl Batch {
+    fn new(multi: &MultiProgress, before: u64) -> Self {
+        let template = "{prefix:>18} {bar:28} {pos:>4}/{len} {msg}";
+        let style = BarStyle::with_template(template).expect("the template is well-formed");
+        let bar = multi.add(ProgressBar::new(0));
+        bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+        bar.set_prefix("all jobs");
+        Self { bar, started: Instant::now(), before, output: String::new(), counts: String::new() }
+    }
+
+    fn count(&mut self, (done, failed, running, total): (u64, u64, u64, u64)) {
+        let over = done + failed;
+        self.bar.set_length(total);
+        self.bar.set_position(over);
+        self.counts.clear();
+        if over > self.before {
+            let left = self.started.elapsed().mul_f64((total - over) as f64 / (over - self.before) as f64);
+            self.counts += &format!("{} left, ", clock(left));
+        }
+        if failed > 0 {
+            self.counts += &format!("{failed} failed, ");
+        }
+        if running > 1 {
+            self.counts += &format!("{running} running, ");
+        }
+        self.tell();
+    }
+
+    fn tell(&self) {
+        self.bar.set_message(format!("{}{}", self.counts, self.output));
+    }
 }
 
 impl Bars {
     fn new(verbose: bool) -> Self {
-        Self { multi: MultiProgress::new(), bars: Mutex::default(), batch: Mutex::default(), verbose }
-    }
-
-    /// The bar of a whole batch, under those of the job that runs.
-    fn batch(&self) -> ProgressBar {
-        let template = "{prefix:>18} {bar:28} {pos:>4}/{len} {msg}";
-        let style = BarStyle::with_template(template).expect("the template is well-formed");
-        let fresh = || {
-            self.multi
-                .add(ProgressBar::new(0))
-                .with_style(style.progress_chars("█▉▊▋▌▍▎▏ "))
-                .with_prefix("jobs")
-        };
-        lock(&self.batch).get_or_insert_with(fresh).clone()
+        let multi = MultiProgress::new();
+        Self { multi, bars: Mutex::default(), batch: Mutex::default(), job: Mutex::default(), verbose }
     }
 
     fn bar(phase: Phase, total: u64) -> ProgressBar {
@@ -231,23 +296,32 @@ impl Reporter for Bars {
             Event::Finished { phase, elapsed } => {
                 if let Some(bar) = bars.remove(&phase) {
                     bar.finish_and_clear();
-                    if self.verbose || worth_a_line(phase, elapsed) {
+                    // Of many jobs, each has one line.
+                    let alone = lock(&self.batch).is_none();
+                    if self.verbose || alone && worth_a_line(phase, elapsed) {
                         let seconds = elapsed.as_secs_f64();
                         self.multi.suspend(|| say(&format!("{:>18} {seconds:.1} s", name(phase))));
                     }
                 }
             }
-            Event::Batch { done, total, .. } => {
-                let bar = self.batch();
-                bar.set_length(total);
-                bar.set_position(done);
+            Event::Batch { done, failed, running, total } => {
+                let mut batch = lock(&self.batch);
+                let batch = batch.get_or_insert_with(|| Batch::new(&self.multi, done + failed));
+                batch.count((done, failed, running, total));
             }
+            Event::Saved { .. } if lock(&self.batch).is_some() => {}
             Event::Job { ref output, state: JobState::Started, .. } => {
-                self.batch().set_message(output.to_string_lossy().into_owned());
+                time_of_job(&self.job, event);
+                if let Some(batch) = lock(&self.batch).as_mut() {
+                    batch.output = output.to_string_lossy().into_owned();
+                    batch.tell();
+                }
             }
+            // Its path is on stdout.
+            Event::Job { state: JobState::Done, .. } if std::io::stdout().is_terminal() => {}
             Event::Waiting => {}
             _ => {
-                if let Some(line) = spoken(event) {
+                if let Some(line) = spoken(event, time_of_job(&self.job, event)) {
                     self.multi.suspend(|| say(&line));
                 }
             }

@@ -23,10 +23,11 @@ use crate::cli::message::{Head, line};
 /// folder's file system may not lock across machines (NFS), each gets a fixed share.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  sora batch submit jobs.toml --slurm --partition gpu --gres gpu:1 --tasks 8"
+    after_help = "Example:\n  sora batch submit jobs.toml --slurm --partition gpu --gres gpu:1 --tasks 8",
+    mut_arg("watch", |watch| watch.hide(true)),
 )]
 pub struct Args {
-    /// Slurm
+    /// Use Slurm, the one cluster engine that is known so far
     #[arg(long)]
     slurm: bool,
 
@@ -69,6 +70,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Some(jobs) = args.run.jobs.clone().filter(|jobs| jobs != Path::new("-")) else {
         return Err(Error::invalid("job file", "expected one that every task can read").into());
     };
+    if args.run.check || args.run.dry_run {
+        return args.run.run();
+    }
     // Mistakes are found now, and not by every task.
     let plan = args.run.plan(&jobs, NAMES)?;
     if !plan.mistakes.is_empty() {
