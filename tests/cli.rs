@@ -19,6 +19,8 @@ mod films;
 mod formats;
 #[path = "cli/interrupted.rs"]
 mod interrupted;
+#[path = "cli/originals.rs"]
+mod originals;
 #[path = "cli/output.rs"]
 mod output;
 #[path = "cli/passes.rs"]

@@ -32,7 +32,7 @@ use crate::{
         registry,
     },
     pipeline::render::RenderRequest,
-    video::{Frame, FrameSink, VideoSpec},
+    video::{Frame, FrameSink, Layout, Original, VideoSpec},
 };
 
 pub use outlook::Looks;
@@ -214,7 +214,8 @@ pub fn weave_on(
     let place = Placement { dtype: base.dtype.resolve(&device), device };
     let loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
     memory::check(checkpoint.as_ref(), &loom.render.spec, &place, &loom.render.decode.tiling, true)?;
-    clip::check_files(&files, &base.outputs, &loom.output, loom.output.size())?;
+    let outputs = loom.outputs(&base.outputs);
+    clip::check_files(&files, &outputs, &loom.output, loom.output.size())?;
     let note = |message: String| {
         let _ = tally.emit(&Event::Note { message });
     };
@@ -222,6 +223,7 @@ pub fn weave_on(
         note(format!("seed {seed}"));
     }
     note(loom.told());
+    loom.note_format(&outputs).into_iter().for_each(note);
     loom.write(request, checkpoint.as_ref(), &place, &tally, &files)
 }
 
@@ -269,6 +271,8 @@ struct Loom {
     /// New frames of one passage or direction.
     new: usize,
     median: f64,
+    /// How the originals are stored, if they can be stored so again.
+    stored: Option<Layout>,
 }
 
 impl Loom {
@@ -315,8 +319,10 @@ impl Loom {
 
         let mut clips = Vec::new();
         let mut median: f64 = 0.0;
+        let mut stored = None;
         for (i, path) in paths.iter().enumerate() {
             let seen = looks.at(path, (width, height), fps)?;
+            stored = stored.or(seen.stored);
             // Where clips differ in how they move, the calmer one sets the measure.
             median = if i == 0 { seen.median } else { median.min(seen.median) };
             clips.push(WovenClip { path: (*path).clone(), sha256: seen.sha256, frames: seen.frames });
@@ -347,10 +353,28 @@ impl Loom {
             context,
             new,
             median,
+            stored,
         };
         loom.output.frames = loom.total(&request.pattern);
         loom.check_ends(request, checkpoint)?;
         Ok(loom)
+    }
+
+    /// What is asked of the output, stored as the originals are where nothing else is said.
+    fn outputs(&self, asked: &Outputs) -> Outputs {
+        let encode = EncodeOptions { like: self.stored, ..asked.encode.clone() };
+        Outputs { encode, ..asked.clone() }
+    }
+
+    /// Says that the output is stored in a way that not all players know.
+    fn note_format(&self, outputs: &Outputs) -> Option<String> {
+        let format = self.stored?.pix_fmt();
+        let chosen = outputs.encode.pix_fmt.is_some() || format == "yuv420p";
+        (!chosen).then(|| {
+            format!(
+                "the clip is stored as {format}, and so is the output; --pix-fmt yuv420p plays everywhere"
+            )
+        })
     }
 
     /// Frames of the whole output.
@@ -410,7 +434,7 @@ impl Loom {
             woven: Some(woven),
             ..recipe
         };
-        let mut sink = clip::sinks(files, &request.base.outputs, &recipe)?;
+        let mut sink = clip::sinks(files, &self.outputs(&request.base.outputs), &recipe)?;
         let mut passages = Passages::new(checkpoint, place, tally, self.render.clone(), self.median);
         let sounds = self.push(&request.pattern, &mut passages, &mut sink)?;
         let health = passages.health().expect("there is at least one new frame");
@@ -460,7 +484,7 @@ impl Loom {
                 } else {
                     let before = if *direction == Direction::Forward { 0 } else { self.new };
                     sounds.push(sound(clip, before));
-                    self.pass(clip, &mut |frame| sink.push(frame.clone()))?
+                    self.pass(clip, &mut |original| sink.push_original(original))?
                 };
                 if *direction != Direction::Backward {
                     self.forward(passages, tail, self.new, sink)?;
@@ -469,36 +493,36 @@ impl Loom {
             }
             Pattern::Join { .. } => {
                 let (first, last) = (&self.clips[0], &self.clips[1]);
-                let tail = self.pass(first, &mut |frame| sink.push(frame.clone()))?;
+                let tail = self.pass(first, &mut |original| sink.push_original(original))?;
                 self.between(passages, tail, self.head(last)?, sink)?;
-                self.pass(last, &mut |frame| sink.push(frame.clone()))?;
+                self.pass(last, &mut |original| sink.push_original(original))?;
                 Ok(vec![sound(first, 0), sound(last, first.frames + self.new)])
             }
             Pattern::Loop { .. } => {
                 let clip = &self.clips[0];
-                let tail = self.pass(clip, &mut |frame| sink.push(frame.clone()))?;
+                let tail = self.pass(clip, &mut |original| sink.push_original(original))?;
                 self.between(passages, tail, self.head(clip)?, sink)?;
                 Ok(vec![sound(clip, 0)])
             }
         }
     }
 
-    fn originals(&self, clip: &WovenClip) -> Result<impl Iterator<Item = Result<Frame>> + use<>> {
+    fn originals(&self, clip: &WovenClip) -> Result<impl Iterator<Item = Result<Original>> + use<>> {
         originals(&clip.path, (self.output.width, self.output.height), self.output.fps)
     }
 
     /// The first frames of a clip, as many as the context has.
     fn head(&self, clip: &WovenClip) -> Result<Vec<Frame>> {
-        self.originals(clip)?.take(self.context).collect()
+        self.originals(clip)?.take(self.context).map(|original| Ok(original?.frame)).collect()
     }
 
     /// Sees all frames of a clip, and gives the last ones, as many as the context has.
-    fn pass(&self, clip: &WovenClip, see: &mut dyn FnMut(&Frame) -> Result<()>) -> Result<Vec<Frame>> {
+    fn pass(&self, clip: &WovenClip, see: &mut dyn FnMut(Original) -> Result<()>) -> Result<Vec<Frame>> {
         let mut last = VecDeque::new();
-        for frame in self.originals(clip)? {
-            let frame = frame?;
-            see(&frame)?;
-            last.push_back(frame);
+        for original in self.originals(clip)? {
+            let original = original?;
+            last.push_back(original.frame.clone());
+            see(original)?;
             if last.len() > self.context {
                 last.pop_front();
             }
@@ -560,14 +584,20 @@ impl Loom {
     }
 }
 
-/// The frames of a clip as the output has them: of its rate, and of its size.
+/// The frames of a clip as the output has them: of its rate, and of its size. What is stored of them is there where
+/// they have that size already.
 fn originals(
     path: &Path,
     (width, height): (usize, usize),
     fps: f64,
-) -> Result<impl Iterator<Item = Result<Frame>> + use<>> {
-    let frames = Footage::open(path)?.frames(fps);
-    Ok(frames.map(move |frame| Fit::Crop.apply(&frame?, width, height)))
+) -> Result<impl Iterator<Item = Result<Original>> + use<>> {
+    let frames = Footage::open(path)?.frames(fps).originals();
+    Ok(frames.map(move |original| {
+        let Original { frame, planes } = original?;
+        let size = |w: usize, h: usize| (w, h) == (width, height);
+        let planes = planes.filter(|p| size(p.width, p.height) && size(frame.width, frame.height));
+        Ok(Original { frame: Fit::Crop.apply(&frame, width, height)?, planes })
+    }))
 }
 
 /// The size that new frames are made at: the output's own where the model can do that and is used to as much, else

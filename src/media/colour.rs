@@ -10,27 +10,34 @@ use ffmpeg_next::{
 
 use crate::video::Frame;
 
-/// The matrix and range of stored samples.
+/// What stored samples mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Colour {
     pub space: color::Space,
     pub range: color::Range,
+    pub primaries: color::Primaries,
+    pub transfer: color::TransferCharacteristic,
 }
 
 impl Colour {
     /// What video files carry.
-    pub const BT709: Self = Self { space: color::Space::BT709, range: color::Range::MPEG };
+    pub const BT709: Self = Self {
+        space: color::Space::BT709,
+        range: color::Range::MPEG,
+        primaries: color::Primaries::BT709,
+        transfer: color::TransferCharacteristic::BT709,
+    };
     /// What JPEG pictures mean, alone or in a row.
-    pub const JPEG: Self = Self { space: color::Space::BT470BG, range: color::Range::JPEG };
+    pub const JPEG: Self = Self { space: color::Space::BT470BG, range: color::Range::JPEG, ..Self::BT709 };
     /// Red, green and blue as they are.
-    pub const RGB: Self = Self { space: color::Space::RGB, range: color::Range::JPEG };
+    pub const RGB: Self = Self { space: color::Space::RGB, range: color::Range::JPEG, ..Self::BT709 };
 
     /// What players take for granted where a file doesn't say: BT.601 up to the size of a DVD,
     /// BT.709 above.
     pub fn untagged(width: usize, height: usize) -> Self {
         let large = width >= 1280 || height > 576;
         let space = if large { color::Space::BT709 } else { color::Space::SMPTE170M };
-        Self { space, range: color::Range::MPEG }
+        Self { space, ..Self::BT709 }
     }
 
     /// What a decoded frame holds.
@@ -46,7 +53,16 @@ impl Colour {
             color::Range::Unspecified => untagged.range,
             range => range,
         };
-        Self { space, range }
+        let (primaries, transfer) = (frame.color_primaries(), frame.color_transfer_characteristic());
+        Self { space, range, primaries, transfer }
+    }
+
+    /// Says it of a frame.
+    pub fn tag(&self, frame: &mut frame::Video) {
+        frame.set_color_space(self.space);
+        frame.set_color_range(self.range);
+        frame.set_color_primaries(self.primaries);
+        frame.set_color_transfer_characteristic(self.transfer);
     }
 }
 
@@ -59,8 +75,9 @@ fn flags() -> scaling::Flags {
         | scaling::Flags::BITEXACT
 }
 
-/// A converter between RGB24 and `colour`; swscale uses the tables on whichever side is YUV.
-fn converter(
+/// A converter between RGB24 and `colour`, or two layouts of `colour`; swscale uses the tables on whichever side is
+/// YUV.
+pub(super) fn converter(
     from: scaling::context::Definition,
     to: scaling::context::Definition,
     colour: Colour,
@@ -113,10 +130,7 @@ impl FromRgb {
         }
         let mut out = frame::Video::empty();
         self.context.run(&self.packed, &mut out)?;
-        out.set_color_space(self.colour.space);
-        out.set_color_range(self.colour.range);
-        out.set_color_primaries(color::Primaries::BT709);
-        out.set_color_transfer_characteristic(color::TransferCharacteristic::BT709);
+        self.colour.tag(&mut out);
         Ok(out)
     }
 }

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use ffmpeg_next::{Error as FfmpegError, Packet, Rational, codec, color, encoder, format, frame, threading};
+use ffmpeg_next::{Error as FfmpegError, Packet, Rational, codec, encoder, format, frame, threading};
 
 use super::{
-    colour::FromRgb, ffmpeg_error, file_url, options::Settings, pending::Pending, start_ffmpeg,
-    target::Target,
+    colour::FromRgb, ffmpeg_error, file_url, options::Settings, pending::Pending, planes::Carrier,
+    start_ffmpeg, target::Target,
 };
 use crate::{
     error::Result,
-    video::{Frame, FrameSink},
+    video::{Frame, FrameSink, Original},
 };
 
 /// No codec decodes a frame more frames ahead of its time than this.
@@ -114,8 +114,8 @@ fn open_encoder(
     encoder.set_frame_rate(Some(settings.rate));
     encoder.set_colorspace(settings.colour.space);
     encoder.set_color_range(settings.colour.range);
-    encoder.set_color_primaries(color::Primaries::BT709);
-    encoder.set_color_transfer_characteristic(color::TransferCharacteristic::BT709);
+    encoder.set_color_primaries(settings.colour.primaries);
+    encoder.set_color_transfer_characteristic(settings.colour.transfer);
     encoder.set_flags(settings.flags(container));
     encoder.set_threading(threading::Config::count(settings.threads));
     encoder.open_with(settings.encoding())
@@ -125,6 +125,8 @@ fn open_encoder(
 pub(super) struct VideoSink {
     encoding: Encoding,
     converter: FromRgb,
+    /// For what is luma and chroma already.
+    carrier: Option<Carrier>,
 }
 
 impl VideoSink {
@@ -133,7 +135,7 @@ impl VideoSink {
         let (wide, high) = (encoding.encoder.width(), encoding.encoder.height());
         let converter = FromRgb::new(wide, high, settings.pixel, settings.colour)
             .map_err(ffmpeg_error("convert colours for", target.path()))?;
-        Ok(Self { encoding, converter })
+        Ok(Self { encoding, converter, carrier: Carrier::new(settings.pixel, settings.colour) })
     }
 }
 
@@ -142,6 +144,17 @@ impl FrameSink for VideoSink {
         let converted = self.converter.convert(&frame);
         let action = "convert colours for";
         self.encoding.send(converted.map_err(ffmpeg_error(action, self.encoding.pending.target()))?)
+    }
+
+    fn push_original(&mut self, Original { frame, planes }: Original) -> Result<()> {
+        match (&mut self.carrier, planes) {
+            (Some(carrier), Some(planes)) => {
+                let carried = carrier.carry(&planes);
+                let action = "convert colours for";
+                self.encoding.send(carried.map_err(ffmpeg_error(action, self.encoding.pending.target()))?)
+            }
+            _ => self.push(frame),
+        }
     }
 
     fn finish(self: Box<Self>) -> Result<PathBuf> {

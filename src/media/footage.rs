@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Clip, read_clip, read_image};
 use crate::{
     error::{Error, Result},
-    video::Frame,
+    video::{Frame, Original},
 };
 
 /// A picture or clip that was opened.
@@ -100,9 +100,9 @@ pub struct FrameStream {
     /// Frames that were read, and frames that were given.
     read: usize,
     given: usize,
-    current: Option<Frame>,
+    current: Option<Original>,
     /// The frame after the current one, and the first place at which it is up.
-    next: Option<(usize, Frame)>,
+    next: Option<(usize, Original)>,
     /// How many frames there are in all, once the last one was read.
     end: Option<usize>,
     /// How many there are if the frame that was read last is the last one.
@@ -125,13 +125,30 @@ impl FrameStream {
         Self { source, fps, first, read: 0, given: 0, current, next, end, so_far: 0, ended: false }
     }
 
+    /// The same frames with what the file stores of them.
+    pub fn originals(mut self) -> impl Iterator<Item = Result<Original>> {
+        if let Source::Clip(clip) = &mut self.source {
+            clip.keep_planes();
+        }
+        std::iter::from_fn(move || self.next_original())
+    }
+
+    fn next_original(&mut self) -> Option<Result<Original>> {
+        if self.ended {
+            return None;
+        }
+        let original = self.advance().transpose();
+        self.ended = !matches!(original, Some(Ok(_)));
+        original
+    }
+
     /// The next frame of the source and the first place at which it is up.
-    fn read(&mut self) -> Result<Option<(usize, Frame)>> {
+    fn read(&mut self) -> Result<Option<(usize, Original)>> {
         let index = self.read;
         self.read += 1;
-        let (place, frame) = match &mut self.source {
+        let frame = match &mut self.source {
             Source::List(frames) => match frames.next() {
-                Some(frame) => (index, frame),
+                Some(frame) => frame,
                 None => return Ok(None),
             },
             Source::Files(files, size) => {
@@ -141,7 +158,7 @@ impl FrameStream {
                     let what = format!("picture `{}` of {}x{}", path.display(), frame.width, frame.height);
                     return Err(Error::invalid(what, format!("the first is {}x{}", size.0, size.1)));
                 }
-                (index, frame)
+                frame
             }
             Source::Clip(clip) => {
                 let own = clip.fps();
@@ -159,8 +176,8 @@ impl FrameStream {
                 return Ok(Some((place(since), frame)));
             }
         };
-        self.so_far = place + 1;
-        Ok(Some((place, frame)))
+        self.so_far = index + 1;
+        Ok(Some((index, Original { frame, planes: None })))
     }
 
     /// Reads the frame after the current one, or finds that there is none.
@@ -172,7 +189,7 @@ impl FrameStream {
         Ok(())
     }
 
-    fn advance(&mut self) -> Result<Option<Frame>> {
+    fn advance(&mut self) -> Result<Option<Original>> {
         if self.current.is_none() {
             let Some((_, frame)) = self.read()? else { return Ok(None) };
             self.current = Some(frame);
@@ -194,12 +211,7 @@ impl Iterator for FrameStream {
     type Item = Result<Frame>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let frame = self.advance().transpose();
-        self.ended = !matches!(frame, Some(Ok(_)));
-        frame
+        Some(self.next_original()?.map(|original| original.frame))
     }
 }
 

@@ -29,6 +29,7 @@ mod options;
 mod palette;
 mod pending;
 mod picture;
+mod planes;
 mod read;
 mod resize;
 mod sheet;

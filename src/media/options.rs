@@ -7,7 +7,10 @@ use super::{
     colour::Colour,
     target::Format,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    video::Layout,
+};
 
 /// How frames are to be written. What is `None` is chosen by the target.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +30,8 @@ pub struct EncodeOptions {
     pub metadata: Vec<(String, String)>,
     /// How often a GIF or WebP plays; 0 is forever.
     pub loop_count: u16,
+    /// How a clip that passes through is stored: what isn't asked for otherwise is stored in the same way.
+    pub like: Option<Layout>,
 }
 
 impl Default for EncodeOptions {
@@ -39,6 +44,7 @@ impl Default for EncodeOptions {
             pix_fmt: None,
             metadata: Vec::new(),
             loop_count: 0,
+            like: None,
         }
     }
 }
@@ -198,11 +204,15 @@ pub(super) fn video_settings(
     let mut encoding: Vec<_> = fixed.map(|(key, value)| (key, value.to_owned())).collect();
     encoding.extend(crf(codec, options.crf)?.map(|crf| ("crf", crf.to_string())));
     encoding.extend(preset(codec, encoder, options.preset.as_deref())?.map(|p| (encoder.preset_key, p)));
-    let pixel = pixel_format(codec, ffmpeg, width, height, options.pix_fmt.as_deref())?;
+    let pixel =
+        pixel_format(codec, ffmpeg, (width, height), options.pix_fmt.as_deref(), options.like.as_ref())?;
+    let like = options.like.as_ref().map(Colour::from);
     let colour = match (codec, pixel) {
         (Codec::Mjpeg, _) => Colour::JPEG,
         (_, Pixel::BGRZ) => Colour::RGB,
-        _ => Colour::BT709,
+        // It has no place for the range.
+        (Codec::Prores, _) => Colour { range: Colour::BT709.range, ..like.unwrap_or(Colour::BT709) },
+        _ => like.unwrap_or(Colour::BT709),
     };
     let apple = matches!(format, Format::Mp4 | Format::Mov);
     Ok(Settings {
@@ -294,9 +304,9 @@ fn preset(codec: Codec, encoder: &Encoder, asked: Option<&str>) -> Result<Option
 fn pixel_format(
     codec: Codec,
     encoder: ffmpeg_next::Codec,
-    width: usize,
-    height: usize,
+    (width, height): (usize, usize),
     asked: Option<&str>,
+    like: Option<&Layout>,
 ) -> Result<Pixel> {
     let known = codec.rules().pixels;
     let takes = |pixel: Pixel| match encoder.video().ok().and_then(|video| video.formats()) {
@@ -305,8 +315,12 @@ fn pixel_format(
     };
     // FFmpeg knows ten-bit formats without the ending as those of this machine's byte order.
     let parsed = |name: &&str| name.parse::<Pixel>().ok().filter(|pixel| takes(*pixel));
+    let like = like.map(Layout::pix_fmt);
     let name = match asked {
-        None => Some(known[0]),
+        None => {
+            let like = known.iter().copied().find(|name| Some(*name) == like.as_deref());
+            like.filter(|name| parsed(name).is_some()).or(Some(known[0]))
+        }
         Some(asked) => {
             known.iter().copied().find(|name| *name == asked || name.strip_suffix("le") == Some(asked))
         }

@@ -6,10 +6,10 @@ use ffmpeg_next::{
     Error as FfmpegError, Packet, Rational, codec, decoder, error::EAGAIN, format, frame, media, packet,
 };
 
-use super::{MAX_SIDE, colour::ToRgb, ffmpeg_error, file_url, start_ffmpeg};
+use super::{MAX_SIDE, colour::ToRgb, ffmpeg_error, file_url, planes::planes_of, start_ffmpeg};
 use crate::{
     error::{Error, Result},
-    video::Frame,
+    video::{Frame, Original, Planes},
 };
 
 /// Opens a video file; the frames come out one by one, upright and with square pixels.
@@ -44,6 +44,8 @@ pub struct Clip {
     decoder: decoder::Video,
     converter: ToRgb,
     turn: Turn,
+    /// Whether frames come with what the file stores.
+    stored: bool,
     width: usize,
     height: usize,
     fps: f64,
@@ -113,6 +115,7 @@ impl Clip {
             decoder,
             converter,
             turn,
+            stored: false,
             width,
             height,
             fps,
@@ -139,6 +142,11 @@ impl Clip {
         self.fps
     }
 
+    /// Gives what the file stores, too, with each frame that comes.
+    pub(super) fn keep_planes(&mut self) {
+        self.stored = true;
+    }
+
     fn damaged(&self, why: &str) -> Error {
         Error::damaged(&self.path, why)
     }
@@ -151,7 +159,7 @@ impl Clip {
     }
 
     /// The next frame, and the second at which the file shows it, where it says so.
-    pub fn next_timed(&mut self) -> Option<Result<(Option<f64>, Frame)>> {
+    pub(super) fn next_timed(&mut self) -> Option<Result<(Option<f64>, Original)>> {
         if self.ended == End::OfClip {
             return None;
         }
@@ -162,7 +170,7 @@ impl Clip {
         frame
     }
 
-    fn decode(&mut self) -> Result<Option<(Option<f64>, Frame)>> {
+    fn decode(&mut self) -> Result<Option<(Option<f64>, Original)>> {
         loop {
             let mut decoded = frame::Video::empty();
             match self.decoder.receive_frame(&mut decoded) {
@@ -172,7 +180,9 @@ impl Clip {
                 Ok(()) => {
                     let frame = self.converter.convert(&decoded).map_err(|e| self.explain(e))?;
                     let time = decoded.timestamp().map(|ticks| ticks as f64 * self.tick);
-                    return Ok(Some((time, self.turn.apply(frame))));
+                    let planes = if self.stored { planes_of(&decoded) } else { None };
+                    let planes = planes.and_then(|planes| self.turn.planes(planes));
+                    return Ok(Some((time, Original { frame: self.turn.apply(frame), planes })));
                 }
                 Err(FfmpegError::Eof) => return Ok(None),
                 Err(FfmpegError::Other { errno: EAGAIN }) => self.feed()?,
@@ -206,7 +216,7 @@ impl Iterator for Clip {
     type Item = Result<Frame>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(self.next_timed()?.map(|(_, frame)| frame))
+        Some(self.next_timed()?.map(|(_, original)| original.frame))
     }
 }
 
@@ -252,13 +262,43 @@ impl Turn {
         self.quarters % 2 == 1
     }
 
+    fn is_none(self) -> bool {
+        self == Self { mirrored: false, quarters: 0 }
+    }
+
     fn apply(self, frame: Frame) -> Frame {
-        if self == (Self { mirrored: false, quarters: 0 }) {
+        if self.is_none() {
             return frame;
         }
-        let (w, h) = (frame.width, frame.height);
-        let (width, height) = if self.swaps() { (h, w) } else { (w, h) };
-        let mut rgb = Vec::with_capacity(frame.rgb.len());
+        let rgb = self.turned(&frame.rgb, (frame.width, frame.height), 3);
+        let (width, height) = self.turned_size((frame.width, frame.height));
+        Frame { width, height, rgb }
+    }
+
+    /// The same for planes; nothing where chroma would have to be made anew, since it lies otherwise afterwards.
+    fn planes(self, planes: Planes) -> Option<Planes> {
+        if self.is_none() {
+            return Some(planes);
+        }
+        let Planes { width, height, layout, samples } = planes;
+        let (across, down) = layout.chroma.step();
+        if self.swaps() && across != down || !width.is_multiple_of(across) || !height.is_multiple_of(down) {
+            return None;
+        }
+        let sizes = layout.planes(width, height);
+        let samples = [0, 1, 2].map(|i| self.turned(&samples[i], sizes[i], layout.bytes()));
+        let (width, height) = self.turned_size((width, height));
+        Some(Planes { width, height, layout, samples })
+    }
+
+    fn turned_size(self, (w, h): (usize, usize)) -> (usize, usize) {
+        if self.swaps() { (h, w) } else { (w, h) }
+    }
+
+    /// Rows of `w` items of `unit` bytes, turned.
+    fn turned(self, items: &[u8], (w, h): (usize, usize), unit: usize) -> Vec<u8> {
+        let (width, height) = self.turned_size((w, h));
+        let mut turned = Vec::with_capacity(items.len());
         for y in 0..height {
             for x in 0..width {
                 let (u, v) = match self.quarters {
@@ -268,11 +308,11 @@ impl Turn {
                     _ => (w - 1 - y, x),
                 };
                 let u = if self.mirrored { w - 1 - u } else { u };
-                let start = (v * w + u) * 3;
-                rgb.extend_from_slice(&frame.rgb[start..start + 3]);
+                let start = (v * w + u) * unit;
+                turned.extend_from_slice(&items[start..start + unit]);
             }
         }
-        Frame { width, height, rgb }
+        turned
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    video::{Frame, FrameSink},
+    video::{Frame, FrameSink, Original},
 };
 
 /// Opens `target` for frames of `width × height`, after checking that the options fit it.
@@ -50,7 +50,8 @@ pub fn open_sink(
         Format::Png | Format::Jpeg => Box::new(StillSink::open(target, metadata)?),
         Format::Frames => Box::new(FolderSink::open(target, metadata)?),
         Format::Y4m | Format::Stdout => {
-            Box::new(Y4mSink::open(target, width, height, frame_rate(options.fps)?)?)
+            let rate = frame_rate(options.fps)?;
+            Box::new(Y4mSink::open(target, width, height, rate, options.like.as_ref())?)
         }
     };
     Ok(Box::new(Checked { inner, width, height, frames: 0 }))
@@ -64,17 +65,38 @@ struct Checked {
     frames: usize,
 }
 
+impl Checked {
+    fn check(&self, frame: &Frame) -> Result<()> {
+        let (width, height) = (self.width, self.height);
+        if (frame.width, frame.height, frame.rgb.len()) == (width, height, width * height * 3) {
+            return Ok(());
+        }
+        let Frame { width: w, height: h, rgb } = frame;
+        Err(Error::invalid(
+            format!("frame {} of {w}x{h} with {} bytes", self.frames, rgb.len()),
+            format!("expected {width}x{height} with {}", width * height * 3),
+        ))
+    }
+}
+
 impl FrameSink for Checked {
     fn push(&mut self, frame: Frame) -> Result<()> {
-        let (width, height) = (self.width, self.height);
-        if (frame.width, frame.height, frame.rgb.len()) != (width, height, width * height * 3) {
-            let Frame { width: w, height: h, rgb } = &frame;
-            return Err(Error::invalid(
-                format!("frame {} of {w}x{h} with {} bytes", self.frames, rgb.len()),
-                format!("expected {width}x{height} with {}", width * height * 3),
-            ));
-        }
+        self.check(&frame)?;
         self.inner.push(frame)?;
+        self.frames += 1;
+        Ok(())
+    }
+
+    fn push_original(&mut self, original: Original) -> Result<()> {
+        self.check(&original.frame)?;
+        if let Some(planes) = &original.planes {
+            let (width, height) = (planes.width, planes.height);
+            if (width, height) != (self.width, self.height) || !planes.is_whole() {
+                let what = format!("planes of frame {}, {width}x{height}", self.frames);
+                return Err(Error::invalid(what, format!("expected all of {}x{}", self.width, self.height)));
+            }
+        }
+        self.inner.push_original(original)?;
         self.frames += 1;
         Ok(())
     }
@@ -105,6 +127,16 @@ impl FrameSink for TeeSink {
                 sink.push(frame.clone())?;
             }
             last.push(frame)?;
+        }
+        Ok(())
+    }
+
+    fn push_original(&mut self, original: Original) -> Result<()> {
+        if let Some((last, others)) = self.0.split_last_mut() {
+            for sink in others {
+                sink.push_original(original.clone())?;
+            }
+            last.push_original(original)?;
         }
         Ok(())
     }

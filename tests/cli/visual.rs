@@ -56,7 +56,7 @@ fn read(bench: &Bench, name: &str) -> Vec<Frame> {
 }
 
 /// Runs a command that must succeed with `--json`, and gives its recipe.
-fn recipe(bench: &Bench, args: &[&str]) -> Value {
+pub fn recipe(bench: &Bench, args: &[&str]) -> Value {
     let output = bench.sora(args).args(FAST).arg("--json").assert().success().get_output().clone();
     let clip: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     clip["recipe"].clone()
@@ -158,7 +158,7 @@ fn clips_are_joined_and_closed_to_loops() {
 }
 
 /// Runs the ffmpeg binary in the bench's folder.
-fn ffmpeg(bench: &Bench, args: &[&str]) {
+pub fn ffmpeg(bench: &Bench, args: &[&str]) {
     let status = Command::new("ffmpeg")
         .current_dir(bench.path(""))
         .args(["-v", "error", "-y"])

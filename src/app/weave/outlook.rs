@@ -24,7 +24,7 @@ use crate::{
     media::content_hash,
     models::api::{Checkpoint, Conditioning},
     pipeline::render::{RenderRequest, Renderer},
-    video::VideoSpec,
+    video::{Layout, Original, VideoSpec},
 };
 
 /// What there is to know of a clip that others go on with.
@@ -34,16 +34,20 @@ pub(super) struct Look {
     /// The median step from frame to frame.
     pub median: f64,
     pub sha256: String,
+    /// How its frames lie in their file, if they are passed on like that.
+    pub stored: Option<Layout>,
 }
 
 impl Look {
     /// Sees all frames of a clip, in the output's size and rate.
     fn at(path: &Path, size: (usize, usize), fps: f64) -> Result<Self> {
-        let mut steps = Steps::default();
-        for frame in originals(path, size, fps)? {
-            steps.see(&frame?);
+        let (mut steps, mut stored) = (Steps::default(), None);
+        for original in originals(path, size, fps)? {
+            let Original { frame, planes } = original?;
+            stored = stored.or(planes.map(|planes| planes.layout));
+            steps.see(&frame);
         }
-        Ok(Self { frames: steps.frames(), median: steps.median(), sha256: content_hash(path)? })
+        Ok(Self { frames: steps.frames(), median: steps.median(), sha256: content_hash(path)?, stored })
     }
 }
 
