@@ -2,6 +2,7 @@
 
 use crate::{
     app::{
+        detail::Held,
         forecast::Labour,
         generate::GenerateRequest,
         memory,
@@ -95,6 +96,8 @@ pub(super) struct Settled {
     pub first: usize,
     pub upscale: Option<Size>,
     pub visual: Visual,
+    /// The pictures whose detail is kept.
+    pub held: Vec<Held>,
     /// Of the clip.
     pub spec: VideoSpec,
     /// How the clip is cut into windows, if it is too long for one.
@@ -133,6 +136,7 @@ pub(super) fn settle(
     memory::check(checkpoint, &at_once, place, &decode.tiling, conditioned)?;
     memory::check_decode(checkpoint, &spec, place, &decode.tiling)?;
     let mut visual = request.visual.clone();
+    visual.settle_detail(checkpoint.info().defaults.detail)?;
     for (index, pass) in passes.iter_mut().enumerate().skip(first) {
         if conditioned && upsamplers.iter().any(|upsampler| upsampler.info().time > 1) {
             let why = "with an upsampler of frames, passes have other frames";
@@ -144,6 +148,7 @@ pub(super) fn settle(
             pass.conditions.source = None;
         }
     }
+    let held = visual.held(&geometry, &spec)?;
     let upscale = match request.upscale {
         Some(upscale) => {
             let (size, note) = upscale.settle(&spec)?;
@@ -158,6 +163,7 @@ pub(super) fn settle(
         first,
         upscale,
         visual,
+        held,
         spec,
         take,
         conditioned: reopened,

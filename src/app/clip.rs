@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::{
     app::{
+        detail::{DetailSink, Held},
         latents::Origin,
         outputs::{Files, Outputs},
         recipe::Recipe,
@@ -82,17 +83,19 @@ pub(super) fn check_files(files: &Files, outputs: &Outputs, spec: &VideoSpec, si
     Ok(())
 }
 
-/// Decodes latents into the files of a clip. Unless all goes well, no file is there.
+/// Decodes latents into the files of a clip, with the detail of pictures that are `held`. Unless all goes well, no
+/// file is there.
 pub(super) fn write(
     renderer: &Renderer<'_>,
     latents: &Tensor,
     origin: &Origin,
+    held: &[Held],
     files: &Files,
     outputs: &Outputs,
 ) -> Result<(PathBuf, Health)> {
     let recipe = &origin.recipe;
     let spec = &recipe.spec;
-    let mut sink = sinks(files, outputs, recipe)?;
+    let mut sink = DetailSink::new(sinks(files, outputs, recipe)?, held.to_vec());
     let decode = DecodeOptions {
         timestep: recipe.decode_timestep,
         noise_scale: recipe.decode_noise_scale,

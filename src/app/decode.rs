@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     app::{
         clip::{self, Clip},
+        detail::Held,
         latents::{self, Latents, Origin},
         memory,
         outputs::Outputs,
@@ -91,8 +92,9 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     }
     clip::check_files(&files, &request.outputs, &origin.recipe.spec, origin.recipe.frame_size())?;
     let whole = file.origin.as_ref().map_or(0, |origin| origin.recipe.spec.frames);
-    if origin.windows_done.is_some() && origin.recipe.spec.frames < whole {
-        let made = origin.recipe.spec.frames;
+    let made = origin.recipe.spec.frames;
+    let cut = origin.windows_done.is_some() && made < whole;
+    if cut {
         let message = format!("the render of these latents was stopped after {made} of {whole} frames");
         let _ = tally.emit(&Event::Warning { message });
     }
@@ -102,10 +104,13 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
         let message = format!("the render of these latents was stopped after step {done}{of}");
         let _ = tally.emit(&Event::Warning { message });
     }
+    // In what was stopped, pictures may have other places.
+    let finished = origin.steps_done.is_none() && !cut;
+    let held = if finished { held(&mut origin.recipe, checkpoint.as_ref(), &tally) } else { Vec::new() };
     origin.recipe.warnings.extend(tally.warnings());
     let renderer = Renderer { checkpoint: checkpoint.as_ref(), place, reporter: &tally };
     let before = tally.warnings().len();
-    let (path, health) = clip::write(&renderer, &file.tensor, &origin, &files, &request.outputs)?;
+    let (path, health) = clip::write(&renderer, &file.tensor, &origin, &held, &files, &request.outputs)?;
     origin.recipe.warnings.extend(tally.warnings().split_off(before));
     Ok(Clip {
         path,
@@ -114,6 +119,17 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
         recipe: origin.recipe,
         seconds: tally.seconds(),
         health,
+    })
+}
+
+/// The pictures whose detail the recipe keeps. Where they aren't what they were, it isn't kept, which is said.
+fn held(recipe: &mut Recipe, checkpoint: &dyn Checkpoint, tally: &Tally<'_>) -> Vec<Held> {
+    let Some(visual) = &mut recipe.visual else { return Vec::new() };
+    visual.held(&checkpoint.info().geometry, &recipe.spec).unwrap_or_else(|error| {
+        let message = format!("the detail of the pictures isn't kept: {error}");
+        let _ = tally.emit(&Event::Warning { message });
+        visual.detail = Some(false);
+        Vec::new()
     })
 }
 
@@ -135,6 +151,7 @@ fn origin_of(
             drawn: Drawn::initial_noise(file.tensor.dims()),
             steps_done: None,
             windows_done: None,
+            passages: Vec::new(),
             content: None,
         },
     };

@@ -5,7 +5,6 @@ mod windowed;
 use std::{
     fs,
     hash::{BuildHasher, RandomState},
-    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -16,11 +15,11 @@ use crate::{
         check::{Settled, settle},
         clip::{self, Clip},
         decode::DecodeChoice,
+        detail::Held,
         direction::Directing,
         forecast::{self, Forecast},
         latents::{self, Origin},
         outputs::{Files, Outputs},
-        preview::Previewer,
         recipe::{Recipe, RecipeFile, slug},
         remembered::PromptCache,
         rescue,
@@ -29,6 +28,7 @@ use crate::{
         take::{self, TakeOptions},
         tally::Tally,
         visual::Visual,
+        watch::{self, Watch},
     },
     device::{DTypeChoice, DeviceChoice},
     error::{Error, Result},
@@ -254,11 +254,12 @@ impl GenerateRequest {
     }
 
     /// All that a recipe says.
-    fn again(recipe: Recipe, model: ModelSource) -> Result<Self> {
+    pub(super) fn again(recipe: Recipe, model: ModelSource) -> Result<Self> {
         if let Some(woven) = &recipe.woven {
             let why = "the video goes on with a clip, which a recipe doesn't hold";
-            return Err(Error::invalid(format!("recipe of `{}`", woven.pattern), why)
-                .with_hint("extend, join or loop the clip again"));
+            return Err(Error::invalid(format!("recipe of `{}`", woven.pattern), why).with_hint(
+                "extend, join or loop the clip again; what was stopped goes on with `sora gen --resume`",
+            ));
         }
         let take = TakeOptions::of(&recipe, None);
         Ok(Self {
@@ -301,6 +302,8 @@ pub struct Job<'a> {
     upscale: Option<Size>,
     /// The request's, with what the files held.
     visual: Visual,
+    /// The pictures whose detail is kept.
+    held: Vec<Held>,
     /// How the clip is cut into windows, if it is too long for one.
     take: Option<take::Plan>,
     /// The files of each clip.
@@ -337,8 +340,19 @@ impl<'a> Job<'a> {
         let device = request.device.open()?;
         let place = Placement { dtype: request.dtype.resolve(&device), device };
         let settled = settle(request, checkpoint.as_ref(), &files[0].target, seed, &place)?;
-        let Settled { passes, upsamplers, first, upscale, visual, spec, take, conditioned, notes, warning } =
-            settled;
+        let Settled {
+            passes,
+            upsamplers,
+            first,
+            upscale,
+            visual,
+            held,
+            spec,
+            take,
+            conditioned,
+            notes,
+            warning,
+        } = settled;
         checkpoint = conditioned.unwrap_or(checkpoint);
         if take.is_some() {
             files.iter_mut().for_each(|files| request.take.keep_in(&mut files.windows));
@@ -353,6 +367,7 @@ impl<'a> Job<'a> {
             first,
             upscale,
             visual,
+            held,
             take,
             files,
             texts: None,
@@ -416,7 +431,8 @@ impl<'a> Job<'a> {
         if checkpoints && !self.nothing_is_left() {
             self.save(&files.rescue, latents, None, &origin)?;
         }
-        let written = clip::write(&self.renderer(), latents, &origin, &files, &self.request.outputs);
+        let written =
+            clip::write(&self.renderer(), latents, &origin, &self.held, &files, &self.request.outputs);
         let written = written
             .map_err(|error| rescue::keep(error, latents, None, &origin, &files, &self.request.outputs))?;
         // Who names a place for them keeps them until the clip is where it belongs.
@@ -516,8 +532,7 @@ impl<'a> Job<'a> {
         files: &Files,
         origin: &Origin,
     ) -> Result<Denoised> {
-        let saved = self.request.outputs.checkpoint_every.map(|every| (every, origin));
-        self.watched(render, files, saved, |hook| self.renderer().denoise(render, texts, hook))
+        self.watched(render, files, Some(origin), |hook| self.renderer().denoise(render, texts, hook))
     }
 
     /// Runs what denoises, shows early looks if they are wanted, and saves latents after every so many steps.
@@ -525,52 +540,22 @@ impl<'a> Job<'a> {
         &self,
         render: &RenderRequest,
         files: &Files,
-        saved: Option<(NonZeroUsize, &Origin)>,
+        saved: Option<&Origin>,
         run: impl FnOnce(&mut StepHook<'_>) -> Result<T>,
     ) -> Result<T> {
-        let mut previewer = match &files.preview {
-            Some(target) => Previewer::new(self.checkpoint.as_ref(), target.clone(), render.spec.fps)?,
-            None => None,
+        let every = self.request.outputs.checkpoint_every.filter(|_| saved.is_some());
+        let (checkpoint, tally) = (self.checkpoint.as_ref(), &self.tally);
+        let watch = Watch { checkpoint, tally, files, fps: render.spec.fps, every };
+        let mut save = |step: &Step<'_>| {
+            let Some(origin) = saved else { return Ok(()) };
+            let origin = Origin { drawn: step.drawn(), steps_done: Some(step.done), ..origin.clone() };
+            self.save(&files.rescue, &step.latents()?, step.beside()?.as_ref(), &origin)
         };
-        if previewer.is_none() && files.preview.is_some() {
-            self.warn("this model has no map from latents to colours: there is no preview".into());
-        }
-        let mut hook = |step: &Step<'_>| {
-            let saved =
-                saved.filter(|(every, _)| step.done < step.total && step.done.is_multiple_of(every.get()));
-            if let Some((_, origin)) = saved {
-                let origin = Origin { drawn: step.drawn(), steps_done: Some(step.done), ..origin.clone() };
-                self.save(&files.rescue, &step.latents()?, step.beside()?.as_ref(), &origin)?;
-            }
-            let Some(shown) = previewer.as_ref().filter(|_| step.done < step.total) else { return Ok(()) };
-            match shown.show(&step.estimate()?) {
-                Ok(path) => {
-                    let _ = self.tally.emit(&Event::Preview { path, step: step.done as u64 });
-                }
-                // A look is no reason to lose the clip.
-                Err(error) => {
-                    self.warn(format!("no more previews: {error}"));
-                    previewer = None;
-                }
-            }
-            Ok(())
-        };
-        run(&mut hook)
+        watch.run(&mut save, run)
     }
 
-    /// Saves latents to go on from. A disk that can't take them is no reason to lose the clip.
     fn save(&self, path: &Path, latents: &Tensor, beside: Option<&Tensor>, origin: &Origin) -> Result<()> {
-        match latents::save(path, latents, beside, origin) {
-            Ok(()) => {
-                let step = origin.steps_done.unwrap_or_else(|| origin.recipe.steps(origin.pass)) as u64;
-                let _ = self.tally.emit(&Event::Saved { path: path.to_owned(), step });
-            }
-            Err(Error::File { action, path, source }) => {
-                self.note(format!("nothing is saved yet: can't {action} {}: {source}", path.display()));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        watch::save(&self.tally, path, latents, beside, origin)
     }
 
     fn origin(&self, pass: usize, seed: u64) -> Result<Origin> {
@@ -588,6 +573,7 @@ impl<'a> Job<'a> {
             drawn: Drawn::default(),
             steps_done: None,
             windows_done: None,
+            passages: Vec::new(),
             content: None,
         })
     }

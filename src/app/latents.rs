@@ -45,9 +45,22 @@ pub struct Origin {
     /// Windows of a long clip that were done before it was stopped; nothing means that all were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub windows_done: Option<usize>,
+    /// The passages of a clip that goes on, which lie here one after another; the one that was stopped comes last, and
+    /// isn't counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passages: Vec<PassageLatents>,
     /// A hash of all that a film's shot is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+}
+
+/// Latents of one passage within a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PassageLatents {
+    /// Latent frames.
+    pub frames: usize,
+    /// What had been drawn from its seed.
+    pub drawn: Drawn,
 }
 
 /// A latents file that was read.

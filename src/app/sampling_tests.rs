@@ -17,6 +17,7 @@ fn info(published: Identified) -> ModelInfo {
             negative_prompt: String::new(),
             window: 0,
             overlap: 0,
+            detail: false,
             direction: Direction::default(),
         },
         weight_bytes: WeightBytes::default(),

@@ -11,7 +11,7 @@ use crate::video::Frame;
 const WIDEST: f64 = 1.2;
 
 /// Levels of 255 that always count as a step: less can't be seen and can't be stored.
-const LEAST: f64 = 0.5;
+pub(super) const LEAST: f64 = 0.5;
 
 /// Mean absolute difference of two frames of one size, in levels of 255.
 #[must_use]
@@ -169,7 +169,7 @@ impl Floats {
 }
 
 /// 1 at the seam, then falling smoothly to 0 at a distance of `room` frames.
-fn fade(distance: usize, room: usize) -> f32 {
+pub(super) fn fade(distance: usize, room: usize) -> f32 {
     let at = distance as f32 / room.max(1) as f32;
     0.5 + 0.5 * (std::f32::consts::PI * at).cos()
 }

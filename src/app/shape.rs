@@ -224,6 +224,7 @@ mod tests {
             negative_prompt: String::new(),
             window: 0,
             overlap: 0,
+            detail: false,
             direction: Direction::default(),
         }
     }

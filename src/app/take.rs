@@ -336,27 +336,29 @@ impl Kept<'_> {
             return Ok(None);
         }
         let file = latents::load(self.path)?;
-        let found = file.origin.map(|origin| origin.recipe);
-        let differ = found.map(|found| differing(&found, &self.origin.recipe));
-        match differ.as_deref() {
-            Some([]) => Ok(Some(file.tensor)),
-            Some(keys) => {
-                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                Err(self.refuse(&format!("they differ in {}", listed(&keys))))
-            }
-            None => Err(self.refuse("it doesn't say which")),
-        }
-    }
-
-    fn refuse(&self, why: &str) -> Error {
-        let what = format!("output: `{}` holds the windows of another render", self.path.display());
-        Error::invalid(what, why).with_hint("remove that file to start anew, or write to another output")
+        check_same(self.path, file.origin.as_ref().map(|origin| &origin.recipe), &self.origin.recipe)?;
+        Ok(Some(file.tensor))
     }
 
     fn save(&self, latents: &Tensor, windows: usize) -> Result<()> {
         let origin = Origin { windows_done: Some(windows), ..self.origin.clone() };
         latents::save(self.path, latents, None, &origin)
     }
+}
+
+/// Refuses what is kept in `path` unless it was made by the same recipe.
+pub(super) fn check_same(path: &Path, found: Option<&Recipe>, recipe: &Recipe) -> Result<()> {
+    let differ = found.map(|found| differing(found, recipe));
+    let why = match differ.as_deref() {
+        Some([]) => return Ok(()),
+        Some(keys) => {
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            format!("they differ in {}", listed(&keys))
+        }
+        None => "it doesn't say which".into(),
+    };
+    let what = format!("output: `{}` holds the windows of another render", path.display());
+    Err(Error::invalid(what, why).with_hint("remove that file to start anew, or write to another output"))
 }
 
 /// The seed of windows that are kept in `path`, if they are of this recipe but for the seed.
@@ -379,6 +381,9 @@ pub(super) fn latents_recipe(recipe: &Recipe) -> serde_json::Value {
     let mut value = serde_json::to_value(recipe).unwrap_or_default();
     if let Some(fields) = value.as_object_mut() {
         fields.retain(|key, _| !AFTERWARDS.contains(&key.as_str()));
+        if let Some(visual) = fields.get_mut("visual").and_then(serde_json::Value::as_object_mut) {
+            visual.remove("detail");
+        }
     }
     value
 }

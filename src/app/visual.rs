@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    app::shape::Aspect,
+    app::{detail::Held, shape::Aspect},
     error::{Error, Result},
     media::{Fit, Footage, compressed, content_hash},
     models::api::Geometry,
@@ -88,11 +88,21 @@ pub struct Visual {
     /// Noise on what is held fast; the pipeline's own if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise_scale: Option<f64>,
+    /// Whether held pictures get back the detail that the autoencoder loses of them; as the model has it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<bool>,
 }
 
 impl Default for Visual {
     fn default() -> Self {
-        Self { keyframes: Vec::new(), video: None, fit: Fit::default(), compress: true, noise_scale: None }
+        Self {
+            keyframes: Vec::new(),
+            video: None,
+            fit: Fit::default(),
+            compress: true,
+            noise_scale: None,
+            detail: None,
+        }
     }
 }
 
@@ -124,6 +134,33 @@ impl Visual {
             count += 1;
         }
         Ok(Some(count))
+    }
+
+    /// Fills in whether detail is kept, where nobody said so.
+    pub(super) fn settle_detail(&mut self, own: bool) -> Result<()> {
+        if self.detail == Some(true) && self.keyframes.is_empty() {
+            return Err(Error::invalid("--keep-detail", "there is no picture whose detail could be kept")
+                .with_hint("give one with --init-image or --keyframe, or leave the flag out"));
+        }
+        if own && !self.keyframes.is_empty() {
+            self.detail = self.detail.or(Some(true));
+        }
+        Ok(())
+    }
+
+    /// The pictures whose detail is kept: those that one frame holds wholly.
+    pub fn held(&self, geometry: &Geometry, spec: &VideoSpec) -> Result<Vec<Held>> {
+        let mut held = Vec::new();
+        let wholly = self.keyframes.iter().filter(|keyframe| keyframe.strength >= 1.0);
+        for keyframe in wholly.filter(|_| self.detail == Some(true)) {
+            check_hash(&keyframe.path, &mut keyframe.sha256.clone())?;
+            let (frames, frame) = keyframe.read(geometry, spec)?;
+            if let [picture] = &frames[..] {
+                let picture = self.fit.apply(picture, spec.width, spec.height)?;
+                held.push(Held { frame, picture });
+            }
+        }
+        Ok(held)
     }
 
     /// Reads all files, fits them to the video, and notes what they held.

@@ -236,6 +236,9 @@ fn check_request(base: &GenerateRequest) -> Result<()> {
     if !base.visual.keyframes.is_empty() {
         return refuse("keyframes", "a clip that goes on is conditioned on its own frames");
     }
+    if base.visual.detail.is_some() {
+        return refuse("choice of detail", "a clip that goes on carries its detail over at the seams");
+    }
     if base.outputs.save_latents.is_some() || base.initial_latents.is_some() || base.stopped.is_some() {
         return refuse("latents", "a clip that goes on has none of its own");
     }

@@ -278,6 +278,8 @@ const DECIDED: &[&str] = &[
     "init_video",
     "fit",
     "no_compress_init",
+    "keep_detail",
+    "no_keep_detail",
     "condition_noise",
     "looped",
     "SamplingArgs",

@@ -89,6 +89,17 @@ pub struct VisualArgs {
     #[arg(long, hide_short_help = true)]
     no_compress_init: bool,
 
+    /// Put back what the autoencoder loses of pictures that are held, where the video still shows them
+    ///
+    /// The detail fades out in time and where something moves. The built-in model does so by itself, since its
+    /// autoencoder is small; published models give what their pipelines give.
+    #[arg(long, overrides_with = "no_keep_detail", hide_short_help = true)]
+    keep_detail: bool,
+
+    /// Leave held pictures as the autoencoder gives them
+    #[arg(long, hide_short_help = true)]
+    no_keep_detail: bool,
+
     /// Noise on what is held fast [default: the pipeline's own]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, hide_short_help = true)]
     condition_noise: Option<f64>,
@@ -173,6 +184,10 @@ impl VisualArgs {
             fit: self.fit,
             compress: !self.no_compress_init,
             noise_scale: self.condition_noise,
+            detail: match (self.keep_detail, self.no_keep_detail) {
+                (false, false) => None,
+                (keep, _) => Some(keep),
+            },
         }
     }
 }

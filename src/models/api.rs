@@ -144,6 +144,9 @@ pub struct Defaults {
     /// Frames that a window shares with the one before it; a third of the window if it is 0.
     #[serde(default)]
     pub overlap: usize,
+    /// Whether held pictures get back the detail that the autoencoder loses of them.
+    #[serde(default)]
+    pub detail: bool,
     /// The words on camera and style that it was trained on.
     #[serde(default)]
     pub direction: Direction,

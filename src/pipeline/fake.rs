@@ -48,6 +48,7 @@ impl Fake {
                     negative_prompt: String::new(),
                     window: 0,
                     overlap: 0,
+                    detail: false,
                     direction: Direction::default(),
                 },
                 weight_bytes: WeightBytes::default(),

@@ -95,6 +95,44 @@ fn a_picture_shapes_its_video_and_stands_in_the_recipe() {
 }
 
 #[test]
+fn held_pictures_keep_their_detail() {
+    let bench = Bench::new();
+    // Fine stripes on a gradient: what small autoencoders lose.
+    let mut shown = frame(64, 64, 0);
+    for (i, value) in shown.rgb.iter_mut().enumerate() {
+        let (x, y) = (i / 3 % 64, i / 192);
+        *value += if (x / 2 + y / 3).is_multiple_of(2) { 24 } else { 0 };
+    }
+    write(&bench, "shown.png", std::slice::from_ref(&shown), &EncodeOptions::default());
+    let made = |keep: &str, output: &str| {
+        let args = ["gen", "waves", "--size", "64x64", "--frames", "9", "--keyframe", "0:shown.png", keep];
+        let ways = ["--keyframe", "-1:shown.png", "--save-latents", "made.safetensors", "-o", output];
+        let told = recipe(&bench, &[&args[..], &ways].concat());
+        (told["visual"]["detail"].clone(), read(&bench, output))
+    };
+    let (said, plain) = made("--no-keep-detail", "plain.y4m");
+    assert_eq!(said, false);
+    let (said, kept) = made("--keep-detail", "kept.y4m");
+    assert_eq!(said, true);
+    for frame in [0, 8] {
+        let near = |made: &[Frame]| psnr(&made[frame..=frame], std::slice::from_ref(&shown));
+        let (without, with) = (near(&plain), near(&kept));
+        assert!(with > without + 2.0, "frame {frame}: {with} dB with its detail, {without} without");
+    }
+    let mut steps = Steps::default();
+    plain.iter().for_each(|frame| steps.see(frame));
+    let (with, without) = (step(&kept[0], &kept[1]), step(&plain[0], &plain[1]));
+    assert!(with <= without.max(1.5 * steps.median()) + 1.5, "no flash: {with} beside {without}");
+    // From the latents alone, by what they say of the pictures.
+    bench.sora(&["decode", "made.safetensors", "-o", "decoded.y4m", "--quiet"]).assert().success();
+    assert!(read(&bench, "decoded.y4m") == kept);
+    picture(&bench, "shown.png", 64, 64);
+    let decoded = bench.sora(&["decode", "made.safetensors", "-o", "decoded.y4m"]).assert().success();
+    decoded.stderr(contains("the detail of the pictures isn't kept"));
+    assert!(read(&bench, "decoded.y4m") == plain);
+}
+
+#[test]
 fn keyframes_may_be_anywhere() {
     let bench = Bench::new();
     picture(&bench, "end.png", 64, 64);
@@ -271,6 +309,7 @@ fn what_cannot_be_held_is_refused() {
     refused(&["--init-image", "a.png", "--condition-noise", "-1"], &["noise of conditions -1"]);
     refused(&["--init-video", "a.png"], &["`a.png` has 1", "--frames 1"]);
     refused(&["--extend", "forward"], &["--init-video"]);
+    refused(&["--keep-detail"], &["no picture whose detail", "--init-image or --keyframe"]);
     refused(&["--context", "9"], &["--extend or --loop"]);
     refused(&["--init-video", "a.png", "--extend", "forward", "--context", "5"], &["the clip has 1 frames"]);
     let stderr = bench.refused(&["gen", "waves", "--init-image", "no.png", "-o", "out.mp4"], 4);

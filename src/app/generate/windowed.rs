@@ -76,7 +76,7 @@ impl Job<'_> {
             latents::save(path, &latents, None, &origin)?;
             let _ = self.tally.emit(&Event::Written { path: path.clone() });
         }
-        let written = clip::write(&renderer, &latents, &origin, &files, outputs)
+        let written = clip::write(&renderer, &latents, &origin, &self.held, &files, outputs)
             .map_err(|error| rescue::kept(error, &files.windows, "decode", &files, outputs))?;
         // Who names a place for what is saved keeps it until the clip is where it belongs.
         if outputs.rescue.is_none() {

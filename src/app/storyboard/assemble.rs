@@ -109,6 +109,7 @@ impl Storyboard<'_> {
             drawn: drawn(&shot.render.spec, self),
             steps_done: None,
             windows_done: None,
+            passages: Vec::new(),
             content: Some(shot.content.clone()),
         };
         let path = shot.latents.with_extension("windows.safetensors");
