@@ -3,16 +3,13 @@
 use std::path::PathBuf;
 
 use sora::{
-    app::{
-        decode::{DecodeRequest, decode},
-        locate::locate,
-    },
+    app::decode::{DecodeRequest, decode},
     models::source::ModelSource,
 };
 
 use super::{
     compute::ComputeArgs, decoding::DecodingArgs, hub::HubArgs, model::PartArgs, outcome, output::OutputArgs,
-    progress, reporting::ReportArgs,
+    reporting::ReportArgs, start::start,
 };
 
 /// Decode saved latents into a video
@@ -58,13 +55,9 @@ impl Args {
     }
 }
 
-pub fn run(mut args: Args) -> anyhow::Result<()> {
-    args.compute.start_threads()?;
-    super::interrupt::watch()?;
-    let report = args.report.clone();
-    let reporter = progress::reporter(&report);
-    let (hub, own) = (args.hub.open(), args.parts.clone().lower());
-    let model = args.model.take().map(|name| locate(&name, &own, &hub, reporter.as_ref())).transpose()?;
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (report, own) = (args.report.clone(), args.parts.clone().lower());
+    let (reporter, model) = start(&args.compute, &report, &args.hub, &own, args.model.as_deref())?;
     let parts = args.parts.clone();
     // Parts alone are those of the built-in model.
     let model = match model {

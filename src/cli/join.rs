@@ -6,7 +6,6 @@ use sora::{
     Error,
     app::{
         generate::GenerateRequest,
-        locate::locate,
         shape::LengthChoice,
         weave::{Pattern, WeaveRequest, weave},
     },
@@ -21,9 +20,9 @@ use super::{
     model::PartArgs,
     outcome,
     output::OutputArgs,
-    progress,
     reporting::ReportArgs,
     sampling::SamplingArgs,
+    start::start,
     visual::WeavingArgs,
 };
 
@@ -85,13 +84,9 @@ impl Args {
     }
 }
 
-pub fn run(mut args: Args) -> anyhow::Result<()> {
-    args.compute.start_threads()?;
-    super::interrupt::watch()?;
-    let report = args.report.clone();
-    let reporter = progress::reporter(&report);
-    let (hub, own) = (args.hub.open(), args.parts.clone().lower());
-    let model = args.model.take().map(|name| locate(&name, &own, &hub, reporter.as_ref())).transpose()?;
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (report, own) = (args.report.clone(), args.parts.clone().lower());
+    let (reporter, model) = start(&args.compute, &report, &args.hub, &own, args.model.as_deref())?;
     let request = lower(args, model)?;
     let clip = weave(&request, reporter.as_ref())?;
     outcome::print(&clip, &report)?;

@@ -23,6 +23,7 @@ mod plan;
 mod progress;
 mod reporting;
 mod sampling;
+mod start;
 mod storyboard;
 mod table;
 mod visual;

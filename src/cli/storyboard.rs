@@ -6,7 +6,6 @@ use sora::{
     Error,
     app::{
         decode::DecodeChoice,
-        locate::locate,
         storyboard::{FilmMade, Storyboard, StoryboardRequest},
     },
     models::source::{ModelSource, Parts},
@@ -17,8 +16,8 @@ use super::{
     decoding::{DecodingArgs, TileArgs},
     hub::HubArgs,
     output::OutputArgs,
-    progress,
     reporting::ReportArgs,
+    start::start,
     windows::WindowArgs,
 };
 
@@ -97,12 +96,9 @@ impl Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    args.compute.start_threads()?;
-    super::interrupt::watch()?;
     let (report, check) = (args.report.clone(), args.check);
-    let reporter = progress::reporter(&report);
-    let (hub, own) = (args.hub.open(), Parts::default());
-    let model = args.model().map(|name| locate(name, &own, &hub, reporter.as_ref())).transpose()?;
+    let own = Parts::default();
+    let (reporter, model) = start(&args.compute, &report, &args.hub, &own, args.model())?;
     let request = lower(args, model);
     let storyboard = Storyboard::prepare(&request, reporter.as_ref())?;
     let mut out = std::io::stdout().lock();

@@ -34,7 +34,8 @@ pub fn cover(frame: &Frame, width: usize, height: usize) -> Result<Frame> {
     Ok(Frame { width, height, rgb })
 }
 
-fn side(pixels: usize) -> Result<u32> {
+/// A side as image crates want it.
+pub(super) fn side(pixels: usize) -> Result<u32> {
     match u32::try_from(pixels) {
         Ok(side) if (1..=super::MAX_SIDE).contains(&pixels) => Ok(side),
         _ => {

@@ -8,6 +8,7 @@ use fast_image_resize::{
 };
 use rayon::prelude::*;
 
+use super::resize::side;
 use crate::{
     error::{Error, Result},
     video::{Frame, FrameSink, Size},
@@ -77,16 +78,6 @@ impl FrameSink for UpscaleSink {
 
     fn finish(self: Box<Self>) -> Result<PathBuf> {
         self.inner.finish()
-    }
-}
-
-fn side(pixels: usize) -> Result<u32> {
-    match u32::try_from(pixels) {
-        Ok(side) if (1..=super::MAX_SIDE).contains(&pixels) => Ok(side),
-        _ => {
-            let why = format!("expected 1 to {}", super::MAX_SIDE);
-            Err(Error::invalid(format!("side of {pixels} pixels"), why))
-        }
     }
 }
 
