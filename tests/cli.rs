@@ -17,6 +17,8 @@ mod bench;
 mod films;
 #[path = "cli/formats.rs"]
 mod formats;
+#[path = "cli/going_on.rs"]
+mod going_on;
 #[path = "cli/interrupted.rs"]
 mod interrupted;
 #[path = "cli/originals.rs"]

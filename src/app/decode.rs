@@ -10,6 +10,7 @@ use crate::{
         memory,
         outputs::Outputs,
         recipe::Recipe,
+        rescue,
         shape::Upscale,
         tally::Tally,
     },
@@ -73,6 +74,15 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     let stem = stem.rsplit_once('.').filter(|_| Target::parse(stem).is_ok()).map_or(stem, |(stem, _)| stem);
     let files = request.outputs.files(0, 1, stem)?;
     let file = latents::load(&request.latents)?;
+    if file
+        .origin
+        .as_ref()
+        .is_some_and(|origin| origin.recipe.woven.is_some() && origin.windows_done.is_some())
+    {
+        let what = format!("latents `{}`", request.latents.display());
+        return Err(Error::invalid(what, "they are passages of a clip that goes on, which was stopped")
+            .with_hint(format!("sora gen --resume {}", rescue::shell_path(&request.latents))));
+    }
     let source = match (&request.model, &file.origin) {
         (Some(model), _) => model.clone(),
         (None, Some(origin)) => origin.model.clone(),

@@ -578,7 +578,7 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn recipe(&self, seed: u64) -> Recipe {
+    pub(super) fn recipe(&self, seed: u64) -> Recipe {
         let recipe = recipe_of(self.checkpoint.info(), self.last(), &self.place);
         let named = |path: &PathBuf| match path.file_name() {
             // Where it lies on this machine is nothing that a video should tell.

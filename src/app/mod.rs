@@ -29,6 +29,7 @@ pub mod sampling;
 pub mod seam;
 pub mod shape;
 pub mod speed;
+mod spool;
 pub mod storyboard;
 pub mod take;
 mod tally;

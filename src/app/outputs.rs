@@ -166,7 +166,7 @@ fn still(path: PathBuf) -> Result<Target> {
 }
 
 /// `out.mp4` → `out-03.mp4`: as many digits as the last number has.
-fn numbered(path: &Path, number: usize, count: usize) -> PathBuf {
+pub(crate) fn numbered(path: &Path, number: usize, count: usize) -> PathBuf {
     let width = count.to_string().len();
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{number:0width$}"));

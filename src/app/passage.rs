@@ -1,21 +1,28 @@
 //! New frames between two runs of frames, or beyond one: a render that is conditioned on them, fitted to them.
 
+mod kept;
+
 use crate::{
     app::{
         seam::{self, Side},
+        tally::Tally,
         visual::pixels,
+        watch::Watch,
     },
     error::{Error, Result},
-    event::Reporter,
     media::{Fit, resize},
     models::api::{Checkpoint, Conditioning, Geometry, Placement, TextStates},
     pipeline::{
         conditions::{Condition, Conditions, Content},
+        denoise::Step,
         health::Health,
         render::{RenderRequest, Renderer},
     },
     video::{Frame, Frames, VideoSpec},
 };
+
+pub(super) use kept::KeptPassages;
+use kept::{Begun, Latents};
 
 /// Frames of context that a passage has where there is room, on each side.
 pub const CONTEXT: usize = 25;
@@ -24,14 +31,16 @@ pub const CONTEXT: usize = 25;
 pub(super) struct Passages<'a> {
     pub checkpoint: &'a dyn Checkpoint,
     pub place: &'a Placement,
-    pub reporter: &'a dyn Reporter,
+    pub tally: &'a Tally<'a>,
     /// What all passages share; length, seed and conditions are each passage's own.
     pub render: RenderRequest,
     /// The median step of the clip that they go on with.
     pub median: f64,
+    /// Those that are done.
+    pub kept: KeptPassages<'a>,
     texts: Option<Vec<TextStates>>,
     /// Passages that are made.
-    made: u64,
+    made: usize,
     /// The first bad health that was seen, else the last good one.
     health: Option<Health>,
 }
@@ -40,11 +49,12 @@ impl<'a> Passages<'a> {
     pub fn new(
         checkpoint: &'a dyn Checkpoint,
         place: &'a Placement,
-        reporter: &'a dyn Reporter,
+        tally: &'a Tally<'a>,
         render: RenderRequest,
         median: f64,
+        kept: KeptPassages<'a>,
     ) -> Self {
-        Self { checkpoint, place, reporter, render, median, texts: None, made: 0, health: None }
+        Self { checkpoint, place, tally, render, median, kept, texts: None, made: 0, health: None }
     }
 
     /// `count` new frames of the size of those beside them. With `before` and `after` they make a whole number of
@@ -52,31 +62,13 @@ impl<'a> Passages<'a> {
     pub fn make(&mut self, before: &[Frame], after: &[Frame], count: usize) -> Result<Vec<Frame>> {
         let (kept, total) = (before.len(), before.len() + count + after.len());
         let spec = VideoSpec { frames: total, ..self.render.spec };
-        let mut list = Vec::new();
-        for (frames, frame) in [(before, 0), (after, total - after.len())] {
-            if frames.is_empty() {
-                continue;
-            }
-            let fitted = frames.iter().map(|frame| Fit::Stretch.apply(frame, spec.width, spec.height));
-            let content = Content::Pixels(pixels(&fitted.collect::<Result<Vec<_>>>()?)?);
-            list.push(Condition { content, frame, strength: 1.0 });
-        }
-        let conditions = Conditions { list, ..self.render.conditions.clone() };
-        let seed = self.render.seed.wrapping_add(self.made);
-        let render = RenderRequest { spec, seed, conditions, ..self.render.clone() };
-        let renderer =
-            Renderer { checkpoint: self.checkpoint, place: self.place.clone(), reporter: self.reporter };
-        renderer.check(&render)?;
-        let texts = match &self.texts {
-            Some(texts) => texts.clone(),
-            None => self.texts.insert(renderer.encode(&render)?).clone(),
+        let seed = self.render.seed.wrapping_add(self.made as u64);
+        let Latents { tensor, drawn } = match self.kept.done(self.made) {
+            Some(done) => done,
+            None => self.denoise(before, after, spec, seed)?,
         };
-        let done = renderer.denoise(&render, texts, &mut |_| Ok(()))?;
-        if done.cancelled {
-            return Err(Error::Cancelled { saved: None });
-        }
         let mut sink = Frames::default();
-        let health = renderer.decode(&done.latents, &spec, seed, &done.drawn, &render.decode, &mut sink)?;
+        let health = self.renderer().decode(&tensor, &spec, seed, &drawn, &self.render.decode, &mut sink)?;
         if self.health.as_ref().is_none_or(|known| known.verdict.error().is_none()) {
             self.health = Some(health);
         }
@@ -90,8 +82,56 @@ impl<'a> Passages<'a> {
         Ok(seam::fit(&made[kept..kept + count], before, after, self.median))
     }
 
+    /// The next passage's latents, which are kept; those of one that is stopped are, too.
+    fn denoise(&mut self, before: &[Frame], after: &[Frame], spec: VideoSpec, seed: u64) -> Result<Latents> {
+        let mut list = Vec::new();
+        for (frames, frame) in [(before, 0), (after, spec.frames - after.len())] {
+            if frames.is_empty() {
+                continue;
+            }
+            let fitted = frames.iter().map(|frame| Fit::Stretch.apply(frame, spec.width, spec.height));
+            let content = Content::Pixels(pixels(&fitted.collect::<Result<Vec<_>>>()?)?);
+            list.push(Condition { content, frame, strength: 1.0 });
+        }
+        let conditions = Conditions { list, ..self.render.conditions.clone() };
+        let mut render = RenderRequest { spec, seed, conditions, ..self.render.clone() };
+        if let Some(Begun { latents, beside, steps_done, drawn }) = self.kept.begun() {
+            (render.latents, render.beside) = (Some(latents), beside);
+            (render.start, render.drawn) = (steps_done, drawn);
+        }
+        let renderer = self.renderer();
+        renderer.check(&render)?;
+        let texts = match &self.texts {
+            Some(texts) => texts.clone(),
+            None => self.texts.insert(renderer.encode(&render)?).clone(),
+        };
+        let (checkpoint, tally, files) = (self.checkpoint, self.tally, self.kept.files);
+        let every = self.kept.outputs.checkpoint_every;
+        let watch = Watch { checkpoint, tally, files, fps: spec.fps, every };
+        let mut save = |step: &Step<'_>| self.kept.save(Some(Begun::at(step)?));
+        let done = watch.run(&mut save, |hook| renderer.denoise(&render, texts, hook))?;
+        if done.cancelled {
+            if done.finished_steps > 0 {
+                self.kept.save(Some(done.into()))?;
+            }
+            return Err(Error::Cancelled { saved: None });
+        }
+        let latents = Latents { tensor: done.latents, drawn: done.drawn };
+        self.kept.add(latents.clone())?;
+        Ok(latents)
+    }
+
+    fn renderer(&self) -> Renderer<'a> {
+        Renderer { checkpoint: self.checkpoint, place: self.place.clone(), reporter: self.tally }
+    }
+
+    /// Writes the latents of all passages where the user wants them.
+    pub fn write_latents(&self) -> Result<()> {
+        self.kept.write(&self.render.spec, self.checkpoint.info().geometry.temporal)
+    }
+
     /// What the frames look like to a machine: the first passage that can't be a video, else the last one.
-    pub fn health(self) -> Option<Health> {
+    pub fn health(&self) -> Option<Health> {
         self.health
     }
 }

@@ -357,8 +357,24 @@ pub(super) fn check_same(path: &Path, found: Option<&Recipe>, recipe: &Recipe) -
         }
         None => "it doesn't say which".into(),
     };
+    Err(another(path, why))
+}
+
+/// Refuses a clip in `path` whose latents are decoded in another way than the recipe says.
+pub(super) fn check_same_frames(path: &Path, found: &Recipe, recipe: &Recipe) -> Result<()> {
+    let way = |recipe: &Recipe| {
+        let detail = recipe.visual.as_ref().and_then(|visual| visual.detail);
+        (recipe.decode_timestep.to_bits(), recipe.decode_noise_scale, recipe.tiling, recipe.upscale, detail)
+    };
+    if way(found) == way(recipe) {
+        return Ok(());
+    }
+    Err(another(path, "they differ in how they are decoded".into()))
+}
+
+fn another(path: &Path, why: String) -> Error {
     let what = format!("output: `{}` holds the windows of another render", path.display());
-    Err(Error::invalid(what, why).with_hint("remove that file to start anew, or write to another output"))
+    Error::invalid(what, why).with_hint("remove that file to start anew, or write to another output")
 }
 
 /// The seed of windows that are kept in `path`, if they are of this recipe but for the seed.

@@ -230,7 +230,7 @@ impl Keyframe {
 }
 
 /// Refuses a file that has changed since its content was noted; notes it otherwise.
-fn check_hash(path: &Path, noted: &mut Option<String>) -> Result<()> {
+pub(super) fn check_hash(path: &Path, noted: &mut Option<String>) -> Result<()> {
     let found = content_hash(path)?;
     match noted {
         Some(noted) if *noted != found => {

@@ -1,10 +1,11 @@
 //! Clips that go on: extended forward and backward, joined, closed to a loop. Originals pass through untouched; new
 //! frames are fitted to them.
 
+mod loom;
 mod outlook;
 
 use std::{
-    collections::VecDeque,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -13,28 +14,27 @@ use serde::{Deserialize, Serialize};
 use crate::{
     app::{
         clip::{self, Clip},
-        generate::{GenerateRequest, Job, draw_seed, recipe_of},
+        generate::{GenerateRequest, Job, Stopped, draw_seed},
+        latents::{self, Origin},
         memory,
-        outputs::{Files, Outputs, Preview},
-        passage::{Lengths, Passages},
-        plan::plan,
-        recipe::{Recipe, slug},
-        shape::{self, Aspect, LengthChoice, SizeChoice},
+        outputs::{Files, Outputs, Preview, with_suffix},
+        passage::{KeptPassages, Passages},
+        recipe::{Recipe, RecipeFile, slug},
+        rescue::shell_path,
+        shape::{LengthChoice, SizeChoice},
+        take::{TakeOptions, check_same, check_same_frames, kept_seed},
         tally::Tally,
-        visual::Visual,
+        visual::{Visual, check_hash},
     },
     device::Placement,
     error::{Error, Result},
     event::{Event, Reporter},
-    media::{Codec, EncodeOptions, Fit, Footage, Format, Sound, SoundOutcome, add_sound},
-    models::{
-        api::{Checkpoint, Conditioning, Geometry},
-        registry,
-    },
-    pipeline::render::RenderRequest,
-    video::{Frame, FrameSink, Layout, Original, VideoSpec},
+    media::{Codec, EncodeOptions},
+    models::{api::Checkpoint, registry},
+    pipeline::noise::Drawn,
 };
 
+use loom::Loom;
 pub use outlook::Looks;
 pub(super) use outlook::{check_loop, check_weave};
 
@@ -118,7 +118,8 @@ pub struct WeaveRequest {
     pub made: Option<Recipe>,
 }
 
-/// Makes a clip from words (and pictures), and what leads from its end back to its start.
+/// Makes a clip from words (and pictures), and what leads from its end back to its start. The clip lies beside the
+/// output until that is done.
 pub fn looped(
     request: &GenerateRequest,
     context: Option<usize>,
@@ -140,29 +141,81 @@ pub fn looped_on(
     check_request(&GenerateRequest { visual: Visual::default(), ..request.clone() })?;
     // What would make the last stage fail is found out before the first.
     let stem = slug(&request.prompt);
-    request.outputs.files(0, 1, &format!("sora-{stem}"))?.check_writable()?;
-    let folder = tempfile::tempdir().map_err(Error::file("write into", std::env::temp_dir()))?;
-    let path = folder.path().join("clip.mkv");
-    let encode = EncodeOptions { codec: Some(Codec::Ffv1), ..EncodeOptions::default() };
-    let outputs = Outputs { target: Some(path.to_string_lossy().into_owned()), encode, ..Outputs::default() };
-    let seed = request.seed.unwrap_or_else(draw_seed);
-    let first = GenerateRequest { outputs, seed: Some(seed), ..request.clone() };
-    let mut job = Job::prepare_on(&first, reporter, plain)?;
-    let made = job.next_clip()?.expect("a job has at least one clip");
-    made.verdict()?;
+    let mut files = request.outputs.files(0, 1, &format!("sora-{stem}"))?;
+    files.check_writable()?;
+    request.take.keep_in(&mut files.windows);
+    let (clip, made) = clip_to_close(request, &files, reporter, plain)?;
     let base = GenerateRequest {
         visual: Visual::default(),
         size: SizeChoice::Default,
         length: LengthChoice::Default,
-        fps: Some(made.recipe.spec.fps),
+        fps: Some(made.spec.fps),
         // Other noise than the clip began with.
-        seed: Some(seed.wrapping_add(1)),
+        seed: Some(made.seed.wrapping_add(1)),
+        take: TakeOptions { kept: Some(files.windows), ..TakeOptions::default() },
         ..request.clone()
     };
-    let window = window.or(Some(made.recipe.spec.frames.max(MIN_WINDOW)));
-    let pattern = Pattern::Loop { clip: path };
-    let request = WeaveRequest { base, pattern, context, window, made: Some(made.recipe) };
+    let window = window.or(Some(made.spec.frames.max(MIN_WINDOW)));
+    let pattern = Pattern::Loop { clip };
+    let request = WeaveRequest { base, pattern, context, window, made: Some(made) };
     weave_on(&request, reporter, conditioned)
+}
+
+/// The clip that is to be closed to a loop, made now or by a run that was stopped, and its recipe.
+fn clip_to_close(
+    request: &GenerateRequest,
+    files: &Files,
+    reporter: &dyn Reporter,
+    checkpoint: Box<dyn Checkpoint>,
+) -> Result<(PathBuf, Recipe)> {
+    let path = files.windows.with_extension("mkv");
+    let begun = files.windows.with_extension("begun.safetensors");
+    let windows = with_suffix(&path, "windows.safetensors");
+    let recipe_in = |latents: &PathBuf| Ok::<_, Error>(latents::load(latents)?.origin.map(|o| o.recipe));
+    let (at, found) = if path.exists() {
+        (&path, Some(RecipeFile::read(&path)?.recipe))
+    } else {
+        match [&begun, &windows].into_iter().find(|path| path.exists()) {
+            Some(latents) => (latents, recipe_in(latents)?),
+            None => (&path, None),
+        }
+    };
+    let seed = request.seed.or(found.as_ref().map(|found| found.seed)).unwrap_or_else(draw_seed);
+    let outputs = Outputs {
+        target: Some(path.to_string_lossy().into_owned()),
+        encode: EncodeOptions { codec: Some(Codec::Ffv1), ..EncodeOptions::default() },
+        preview: files.preview.as_ref().map_or(Preview::Off, |look| Preview::At(look.path().to_owned())),
+        rescue: Some(begun.clone()),
+        checkpoint_every: request.outputs.checkpoint_every,
+        ..Outputs::default()
+    };
+    let stopped = if at == &begun { Stopped::load(&begun)? } else { None };
+    let take = TakeOptions { kept: None, ..request.take.clone() };
+    let first = GenerateRequest { outputs, seed: Some(seed), stopped, take, ..request.clone() };
+    let mut job = Job::prepare_on(&first, reporter, checkpoint)?;
+    if found.is_some() {
+        check_same(at, found.as_ref(), &job.recipe(seed))?;
+    }
+    if let Some(found) = found.filter(|_| at == &path) {
+        // What is decoded otherwise has the same latents, and other frames.
+        check_same_frames(&path, &found, &job.recipe(seed))?;
+        return Ok((path, found));
+    }
+    let again = |error| match error {
+        Error::Unfinished { saved, source, .. } => {
+            Error::Unfinished { saved, go_on: "the same command".into(), source }
+        }
+        error => error,
+    };
+    let made = job.next_clip().map_err(again)?.expect("a job has at least one clip");
+    for path in [&begun, &windows].into_iter().filter(|path| path.exists()) {
+        fs::remove_file(path).map_err(Error::file("remove", path))?;
+    }
+    if let Err(bad) = made.verdict() {
+        fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+        return Err(bad);
+    }
+    Ok((path, made.recipe))
 }
 
 /// Frames of one render that leave room for a passage however short the clip is.
@@ -177,8 +230,14 @@ pub struct Woven {
     pub clips: Vec<WovenClip>,
     /// Frames of each clip that the model saw.
     pub context: usize,
-    /// Frames that are new.
+    /// Frames that are new, of one passage or direction.
     pub new: usize,
+    /// Whether the clip itself is left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_new: bool,
+    /// Whether the clip was made for this, and goes when the loop is closed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made: bool,
 }
 
 /// A clip within another one.
@@ -192,7 +251,54 @@ pub struct WovenClip {
     pub frames: usize,
 }
 
-/// Makes the clip. Nothing is kept of one that is stopped.
+impl WeaveRequest {
+    /// The rest of a clip that was stopped: its file says all but where the video goes. Nothing if the latents are
+    /// of another kind of render.
+    pub fn resume(path: &Path) -> Result<Option<Self>> {
+        let Some(origin) = latents::load(path)?.origin else { return Ok(None) };
+        let Some(woven) = origin.recipe.woven.clone() else { return Ok(None) };
+        let refuse = |why: &str| Error::invalid(format!("latents `{}`", path.display()), why);
+        if origin.windows_done.is_none() {
+            let hint = format!("sora decode {}", shell_path(path));
+            return Err(refuse("all steps of their passage are done").with_hint(hint));
+        }
+        for clip in &woven.clips {
+            check_hash(&clip.path, &mut Some(clip.sha256.clone()))?;
+        }
+        let pattern = woven.pattern().ok_or_else(|| refuse("they don't say how their clips go on"))?;
+        let made = match &pattern {
+            Pattern::Loop { clip } if woven.made => Some(RecipeFile::read(clip)?.recipe),
+            _ => None,
+        };
+        let (spec, window) = (origin.recipe.spec, origin.recipe.passes.first().map(|pass| pass.spec.frames));
+        let again =
+            GenerateRequest::again(Recipe { woven: None, take: None, ..origin.recipe }, origin.model)?;
+        let base = GenerateRequest {
+            size: SizeChoice::Sides { width: Some(spec.width), height: Some(spec.height) },
+            length: LengthChoice::Frames(woven.new),
+            take: TakeOptions { kept: Some(path.to_owned()), ..TakeOptions::default() },
+            ..again
+        };
+        Ok(Some(Self { base, pattern, context: Some(woven.context), window, made }))
+    }
+}
+
+impl Woven {
+    fn pattern(&self) -> Option<Pattern> {
+        let clip = |index: usize| self.clips.get(index).map(|clip| clip.path.clone());
+        let all = |clip: PathBuf| {
+            let extend =
+                |direction| Pattern::Extend { clip: clip.clone(), direction, only_new: self.only_new };
+            let directions = [Direction::Forward, Direction::Backward, Direction::Both];
+            directions.map(extend).into_iter().chain([Pattern::Loop { clip: clip.clone() }])
+        };
+        let join = Some(clip(0)?).zip(clip(1)).map(|(first, last)| Pattern::Join { first, last });
+        all(clip(0)?).chain(join).find(|pattern| pattern.name() == self.pattern)
+    }
+}
+
+/// Makes the clip. Passages that are done lie beside the output until all of it is; the same request goes on from
+/// there.
 pub fn weave(request: &WeaveRequest, reporter: &dyn Reporter) -> Result<Clip> {
     weave_on(request, reporter, registry::open_conditioned(&request.base.model)?)
 }
@@ -209,10 +315,11 @@ pub fn weave_on(
     let seed = base.seed.unwrap_or_else(draw_seed);
     let stem = base.prompt.trim();
     let stem = if stem.is_empty() { request.pattern.name() } else { stem };
-    let files = base.outputs.files(0, 1, &format!("sora-{}-{seed}", slug(stem)))?;
+    let mut files = base.outputs.files(0, 1, &format!("sora-{}-{seed}", slug(stem)))?;
+    base.take.keep_in(&mut files.windows);
     let device = base.device.open()?;
     let place = Placement { dtype: base.dtype.resolve(&device), device };
-    let loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
+    let mut loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
     memory::check(checkpoint.as_ref(), &loom.render.spec, &place, &loom.render.decode.tiling, true)?;
     let outputs = loom.outputs(&base.outputs);
     clip::check_files(&files, &outputs, &loom.output, loom.output.size())?;
@@ -220,11 +327,35 @@ pub fn weave_on(
         let _ = tally.emit(&Event::Note { message });
     };
     if base.seed.is_none() {
-        note(format!("seed {seed}"));
+        // What was killed goes on with the seed it had drawn.
+        let kept = kept_seed(&files.windows, &loom.recipe(request, checkpoint.as_ref(), &place))?;
+        loom.render.seed = kept.unwrap_or(seed);
+        note(format!("seed {}", loom.render.seed));
     }
     note(loom.told());
     loom.note_format(&outputs).into_iter().for_each(note);
-    loom.write(request, checkpoint.as_ref(), &place, &tally, &files)
+    let recipe = loom.recipe(request, checkpoint.as_ref(), &place);
+    let origin = Origin {
+        model: base.model.absolute()?,
+        upsamplers: Vec::new(),
+        recipe: recipe.clone(),
+        pass: 0,
+        drawn: Drawn::default(),
+        steps_done: None,
+        windows_done: None,
+        passages: Vec::new(),
+        content: None,
+    };
+    let kept = KeptPassages::open(&files, &outputs, &tally, origin)?;
+    let (render, median) = (loom.render.clone(), loom.median);
+    let mut passages = Passages::new(checkpoint.as_ref(), &place, &tally, render, median, kept);
+    let woven = loom.write(request, recipe, &mut passages);
+    let clip = woven.map_err(|error| passages.kept.explain(error))?;
+    passages.kept.finish()?;
+    if let (Some(_), Pattern::Loop { clip }) = (&request.made, &request.pattern) {
+        fs::remove_file(clip).map_err(Error::file("remove", clip))?;
+    }
+    Ok(clip)
 }
 
 /// Refuses what a clip that goes on can't have.
@@ -239,376 +370,11 @@ fn check_request(base: &GenerateRequest) -> Result<()> {
     if base.visual.detail.is_some() {
         return refuse("choice of detail", "a clip that goes on carries its detail over at the seams");
     }
-    if base.outputs.save_latents.is_some() || base.initial_latents.is_some() || base.stopped.is_some() {
-        return refuse("latents", "a clip that goes on has none of its own");
+    if base.initial_latents.is_some() || base.stopped.is_some() {
+        return refuse("latents", "a clip that goes on starts from its own frames");
     }
     if base.upscale.is_some() {
         return refuse("upscale", "a clip that goes on keeps its size");
     }
-    if base.outputs.preview != Preview::Off {
-        return refuse("preview", "a clip that goes on is shown when it is done");
-    }
     Ok(())
-}
-
-/// Refuses a length of one render that has no whole number of latent frames.
-fn check_window(window: usize, geometry: &Geometry) -> Result<()> {
-    let (below, above) = geometry.frames_around(window);
-    if window == above {
-        return Ok(());
-    }
-    let below = below.map_or(String::new(), |below| format!("--window {below} or "));
-    let why = format!("expected {}k+1", geometry.temporal * geometry.patch_t);
-    Err(Error::invalid(format!("window {window}"), why).with_hint(format!("pass {below}--window {above}")))
-}
-
-/// All lengths and sizes, settled before a weight is read.
-struct Loom {
-    /// What all passages share; its spec is that of the longest render.
-    render: RenderRequest,
-    /// The whole output.
-    output: VideoSpec,
-    clips: Vec<WovenClip>,
-    lengths: Lengths,
-    context: usize,
-    /// New frames of one passage or direction.
-    new: usize,
-    median: f64,
-    /// How the originals are stored, if they can be stored so again.
-    stored: Option<Layout>,
-}
-
-impl Loom {
-    fn prepare(
-        request: &WeaveRequest,
-        checkpoint: &dyn Checkpoint,
-        files: &Files,
-        seed: u64,
-        looks: &mut Looks,
-    ) -> Result<Self> {
-        let base = &request.base;
-        let info = checkpoint.info();
-        let geometry = info.geometry;
-        let paths = request.pattern.clips();
-        let first = Footage::open(paths[0])?;
-        let fps = base.fps.or(first.fps()).unwrap_or(info.defaults.fps);
-        if !(fps.is_finite() && fps > 0.0) {
-            return Err(Error::invalid(format!("frame rate {fps}"), "expected a number above 0"));
-        }
-        let (width, height) = match base.size {
-            SizeChoice::Sides { width: Some(width), height: Some(height) } => (width, height),
-            SizeChoice::Default | SizeChoice::Sides { width: None, height: None } => first.size(),
-            _ => {
-                let why = "a clip that goes on keeps its size, or takes one that is given whole";
-                return Err(Error::invalid("size", why).with_hint("pass --size WIDTHxHEIGHT, or nothing"));
-            }
-        };
-        let inner = inner_size(width, height, &geometry, info.defaults.width * info.defaults.height);
-        let window = request.window.unwrap_or(info.defaults.frames);
-        check_window(window, &geometry)?;
-        let longest = SizeChoice::Sides { width: Some(inner.0), height: Some(inner.1) };
-        let template = GenerateRequest {
-            size: longest,
-            length: LengthChoice::Frames(window),
-            fps: Some(fps),
-            ..base.clone()
-        };
-        if !base.sampling.upsamplers.is_empty() {
-            return Err(Error::invalid("--upsampler", "a clip that goes on is made in one pass"));
-        }
-        let mut render = plan(&template, checkpoint, &files.target, seed)?.passes.swap_remove(0);
-        geometry.check(&render.spec)?;
-        render.conditions.noise_scale = base.visual.noise_scale;
-
-        let mut clips = Vec::new();
-        let mut median: f64 = 0.0;
-        let mut stored = None;
-        for (i, path) in paths.iter().enumerate() {
-            let seen = looks.at(path, (width, height), fps)?;
-            stored = stored.or(seen.stored);
-            // Where clips differ in how they move, the calmer one sets the measure.
-            median = if i == 0 { seen.median } else { median.min(seen.median) };
-            clips.push(WovenClip { path: (*path).clone(), sha256: seen.sha256, frames: seen.frames });
-        }
-        let lengths = Lengths::of(&geometry, window, checkpoint.conditioning());
-        let shortest = clips.iter().map(|clip| clip.frames).min().unwrap_or_default();
-        let context = lengths.context(request.context, shortest, request.pattern.sides())?;
-        let wish = match base.length {
-            LengthChoice::Default => None,
-            LengthChoice::Frames(0) => {
-                return Err(Error::invalid("frame count 0", "expected at least 1 new frame"));
-            }
-            LengthChoice::Frames(frames) => Some(frames),
-            LengthChoice::Seconds(seconds) => Some(((seconds * fps).round() as usize).max(1)),
-        };
-        let between = request.pattern.sides() == 2;
-        let new = match wish {
-            Some(wish) if between => lengths.between(wish),
-            Some(wish) => wish,
-            None if between => lengths.between_by_default(context),
-            None => lengths.beyond(context, window),
-        };
-        let mut loom = Self {
-            render,
-            output: VideoSpec { width, height, frames: 0, fps },
-            clips,
-            lengths,
-            context,
-            new,
-            median,
-            stored,
-        };
-        loom.output.frames = loom.total(&request.pattern);
-        loom.check_ends(request, checkpoint)?;
-        Ok(loom)
-    }
-
-    /// What is asked of the output, stored as the originals are where nothing else is said.
-    fn outputs(&self, asked: &Outputs) -> Outputs {
-        let encode = EncodeOptions { like: self.stored, ..asked.encode.clone() };
-        Outputs { encode, ..asked.clone() }
-    }
-
-    /// Says that the output is stored in a way that not all players know.
-    fn note_format(&self, outputs: &Outputs) -> Option<String> {
-        let format = self.stored?.pix_fmt();
-        let chosen = outputs.encode.pix_fmt.is_some() || format == "yuv420p";
-        (!chosen).then(|| {
-            format!(
-                "the clip is stored as {format}, and so is the output; --pix-fmt yuv420p plays everywhere"
-            )
-        })
-    }
-
-    /// Frames of the whole output.
-    fn total(&self, pattern: &Pattern) -> usize {
-        let originals: usize = self.clips.iter().map(|clip| clip.frames).sum();
-        match pattern {
-            Pattern::Extend { direction, only_new, .. } => {
-                let times = if *direction == Direction::Both { 2 } else { 1 };
-                times * self.new + if *only_new { 0 } else { originals }
-            }
-            _ => originals + self.new,
-        }
-    }
-
-    /// Refuses now what the checkpoint couldn't be conditioned on later.
-    fn check_ends(&self, request: &WeaveRequest, checkpoint: &dyn Checkpoint) -> Result<()> {
-        let ahead = matches!(request.pattern, Pattern::Extend { direction: Direction::Forward, .. });
-        if checkpoint.conditioning() != Conditioning::FirstFrame || ahead && self.context == 1 {
-            return Ok(());
-        }
-        let what = format!("{} with a context of {}", request.pattern.name(), self.context);
-        Err(Error::invalid(what, "this model takes one picture, as the first frame")
-            .with_hint("extend forward with --context 1, or use a model from 0.9.5 on"))
-    }
-
-    fn told(&self) -> String {
-        let VideoSpec { width, height, frames, fps } = self.output;
-        let inner = &self.render.spec;
-        let scaled = if (inner.width, inner.height) == (width, height) {
-            String::new()
-        } else {
-            format!(", new frames made at {}x{}", inner.width, inner.height)
-        };
-        format!("{frames} frames of {width}x{height} at {fps} a second, context {}{scaled}", self.context)
-    }
-
-    fn write(
-        mut self,
-        request: &WeaveRequest,
-        checkpoint: &dyn Checkpoint,
-        place: &Placement,
-        tally: &Tally<'_>,
-        files: &Files,
-    ) -> Result<Clip> {
-        let made = request.made.as_ref();
-        let woven = Woven {
-            pattern: request.pattern.name().into(),
-            clips: if made.is_some() { Vec::new() } else { self.clips.clone() },
-            context: self.context,
-            new: self.new,
-        };
-        let recipe = recipe_of(checkpoint.info(), &self.render, place);
-        let mut recipe = Recipe {
-            spec: self.output,
-            seed: made.map_or(recipe.seed, |made| made.seed),
-            visual: made.and_then(|made| made.visual.clone()),
-            woven: Some(woven),
-            ..recipe
-        };
-        let mut sink = clip::sinks(files, &self.outputs(&request.base.outputs), &recipe)?;
-        let mut passages = Passages::new(checkpoint, place, tally, self.render.clone(), self.median);
-        let sounds = self.push(&request.pattern, &mut passages, &mut sink)?;
-        let health = passages.health().expect("there is at least one new frame");
-        let path = Box::new(sink).finish()?;
-        if files.target.format() != Format::Stdout
-            && let SoundOutcome::LeftOut(why) = add_sound(&files.target, &sounds)?
-        {
-            let _ = tally.emit(&Event::Warning { message: format!("the sound isn't kept: {why}") });
-        }
-        clip::announce(tally, files, &path, &health);
-        recipe.warnings = tally.warnings();
-        Ok(Clip {
-            path,
-            latents: None,
-            contact_sheet: files.contact_sheet.as_ref().map(|sheet| sheet.path().to_owned()),
-            recipe,
-            seconds: tally.seconds(),
-            health,
-        })
-    }
-
-    /// Pushes all frames, and says which stretches have whose sound.
-    fn push(
-        &mut self,
-        pattern: &Pattern,
-        passages: &mut Passages<'_>,
-        sink: &mut dyn FrameSink,
-    ) -> Result<Vec<Sound>> {
-        let seconds = |frames: usize| frames as f64 / self.output.fps;
-        let sound = |clip: &WovenClip, start: usize| Sound {
-            clip: clip.path.clone(),
-            start: seconds(start),
-            length: seconds(clip.frames),
-        };
-        match pattern {
-            Pattern::Extend { direction, only_new, .. } => {
-                let clip = &self.clips[0];
-                let mut sounds = Vec::new();
-                if *direction != Direction::Forward {
-                    let head = self.head(clip)?;
-                    for frame in self.backward(passages, head)? {
-                        sink.push(frame)?;
-                    }
-                }
-                let tail = if *only_new {
-                    self.pass(clip, &mut |_| Ok(()))?
-                } else {
-                    let before = if *direction == Direction::Forward { 0 } else { self.new };
-                    sounds.push(sound(clip, before));
-                    self.pass(clip, &mut |original| sink.push_original(original))?
-                };
-                if *direction != Direction::Backward {
-                    self.forward(passages, tail, self.new, sink)?;
-                }
-                Ok(sounds)
-            }
-            Pattern::Join { .. } => {
-                let (first, last) = (&self.clips[0], &self.clips[1]);
-                let tail = self.pass(first, &mut |original| sink.push_original(original))?;
-                self.between(passages, tail, self.head(last)?, sink)?;
-                self.pass(last, &mut |original| sink.push_original(original))?;
-                Ok(vec![sound(first, 0), sound(last, first.frames + self.new)])
-            }
-            Pattern::Loop { .. } => {
-                let clip = &self.clips[0];
-                let tail = self.pass(clip, &mut |original| sink.push_original(original))?;
-                self.between(passages, tail, self.head(clip)?, sink)?;
-                Ok(vec![sound(clip, 0)])
-            }
-        }
-    }
-
-    fn originals(&self, clip: &WovenClip) -> Result<impl Iterator<Item = Result<Original>> + use<>> {
-        originals(&clip.path, (self.output.width, self.output.height), self.output.fps)
-    }
-
-    /// The first frames of a clip, as many as the context has.
-    fn head(&self, clip: &WovenClip) -> Result<Vec<Frame>> {
-        self.originals(clip)?.take(self.context).map(|original| Ok(original?.frame)).collect()
-    }
-
-    /// Sees all frames of a clip, and gives the last ones, as many as the context has.
-    fn pass(&self, clip: &WovenClip, see: &mut dyn FnMut(Original) -> Result<()>) -> Result<Vec<Frame>> {
-        let mut last = VecDeque::new();
-        for original in self.originals(clip)? {
-            let original = original?;
-            last.push_back(original.frame.clone());
-            see(original)?;
-            if last.len() > self.context {
-                last.pop_front();
-            }
-        }
-        Ok(last.into())
-    }
-
-    /// `count` frames beyond `tail`. Gives the last ones, as many as the context has.
-    fn forward(
-        &self,
-        passages: &mut Passages<'_>,
-        mut tail: Vec<Frame>,
-        count: usize,
-        sink: &mut dyn FrameSink,
-    ) -> Result<Vec<Frame>> {
-        let mut left = count;
-        while left > 0 {
-            let mut made = passages.make(&tail, &[], self.lengths.beyond(self.context, left))?;
-            made.truncate(left);
-            left -= made.len();
-            tail.extend(made.iter().cloned());
-            tail.drain(..tail.len() - self.context);
-            for frame in made {
-                sink.push(frame)?;
-            }
-        }
-        Ok(tail)
-    }
-
-    /// The new frames that lead to `head`, in order.
-    fn backward(&self, passages: &mut Passages<'_>, mut head: Vec<Frame>) -> Result<VecDeque<Frame>> {
-        let mut all = VecDeque::new();
-        while all.len() < self.new {
-            let left = self.new - all.len();
-            let made = passages.make(&[], &head, self.lengths.beyond(self.context, left))?;
-            for frame in made.into_iter().rev().take(left) {
-                all.push_front(frame);
-            }
-            head = all.iter().chain(&head).take(self.context).cloned().collect();
-        }
-        Ok(all)
-    }
-
-    /// The new frames from `tail` to `head`: what is too long for one render goes forward first.
-    fn between(
-        &self,
-        passages: &mut Passages<'_>,
-        tail: Vec<Frame>,
-        head: Vec<Frame>,
-        sink: &mut dyn FrameSink,
-    ) -> Result<()> {
-        let most = self.lengths.between_by_default(self.context);
-        let ahead = self.new.saturating_sub(most);
-        let tail = self.forward(passages, tail, ahead, sink)?;
-        for frame in passages.make(&tail, &head, self.new - ahead)? {
-            sink.push(frame)?;
-        }
-        Ok(())
-    }
-}
-
-/// The frames of a clip as the output has them: of its rate, and of its size. What is stored of them is there where
-/// they have that size already.
-fn originals(
-    path: &Path,
-    (width, height): (usize, usize),
-    fps: f64,
-) -> Result<impl Iterator<Item = Result<Original>> + use<>> {
-    let frames = Footage::open(path)?.frames(fps).originals();
-    Ok(frames.map(move |original| {
-        let Original { frame, planes } = original?;
-        let size = |w: usize, h: usize| (w, h) == (width, height);
-        let planes = planes.filter(|p| size(p.width, p.height) && size(frame.width, frame.height));
-        Ok(Original { frame: Fit::Crop.apply(&frame, width, height)?, planes })
-    }))
-}
-
-/// The size that new frames are made at: the output's own where the model can do that and is used to as much, else
-/// the valid one of the nearest shape.
-fn inner_size(width: usize, height: usize, geometry: &Geometry, pixels: usize) -> (usize, usize) {
-    let valid = |side: usize| geometry.sides_around(side).1 == side;
-    if valid(width) && valid(height) && 2 * width * height <= 3 * pixels {
-        return (width, height);
-    }
-    shape::nearest_size(Aspect::of(width, height), pixels.min(width * height), geometry)
 }

@@ -9,7 +9,7 @@ use sora::{
         generate::{GenerateRequest, Job},
         loaded::{Keep, Loaded},
         locate::{locate, recipe_of},
-        outputs::Preview,
+        outputs::{Outputs, Preview},
         recipe::RecipeFile,
         shape::{Aspect, LengthChoice, SizeChoice},
         weave::{WeaveRequest, looped, weave},
@@ -215,6 +215,32 @@ pub struct ClipsArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Latents")]
 struct LatentsArgs {
+    #[command(flatten)]
+    saving: SavingArgs,
+
+    /// Start from these latents instead of the seed's noise
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    latents: Option<PathBuf>,
+
+    /// Make a video again: the .json file beside it, or a video that sora wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED, hide_short_help = true)]
+    recipe: Option<PathBuf>,
+
+    /// Go on with a render that Ctrl-C stopped
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        conflicts_with_all = DECIDED,
+        conflicts_with = "recipe",
+    )]
+    resume: Option<PathBuf>,
+}
+
+/// What a render leaves on its way.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Latents")]
+pub struct SavingArgs {
     /// Show a small approximation while denoising [default: <output>.preview.gif]
     #[arg(
         long,
@@ -230,27 +256,22 @@ struct LatentsArgs {
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     save_latents: Option<PathBuf>,
 
-    /// Start from these latents instead of the seed's noise
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
-    latents: Option<PathBuf>,
-
     /// Save the latents each time N steps are done, beside the video, for --resume after a crash
     #[arg(long, value_name = "N", hide_short_help = true)]
     checkpoint_every: Option<NonZeroUsize>,
+}
 
-    /// Make a video again: the .json file beside it, or a video that sora wrote
-    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED, hide_short_help = true)]
-    recipe: Option<PathBuf>,
-
-    /// Go on with a render that Ctrl-C stopped
-    #[arg(
-        long,
-        value_name = "FILE",
-        hide_short_help = true,
-        conflicts_with_all = DECIDED,
-        conflicts_with = "recipe",
-    )]
-    resume: Option<PathBuf>,
+impl SavingArgs {
+    /// Puts what is wanted among the outputs.
+    pub fn apply(self, outputs: &mut Outputs) {
+        outputs.save_latents = self.save_latents;
+        outputs.checkpoint_every = self.checkpoint_every;
+        outputs.preview = match self.preview {
+            None => Preview::Off,
+            Some(file) if file.is_empty() => Preview::Beside,
+            Some(file) => Preview::At(file.into()),
+        };
+    }
 }
 
 /// What a saved render has decided.
@@ -314,11 +335,13 @@ pub fn run(mut args: Args) -> anyhow::Result<()> {
     let (report, keep_loaded) = (args.report.clone(), args.keep_loaded);
     let (going, WeavingArgs { context, window }) = (args.going()?, args.visual.weaving.clone());
     let reporter = progress::reporter(&report);
+    let resumed = args.latents.resume.as_deref().map(WeaveRequest::resume).transpose()?.flatten();
     let request = lower(args, &|name, own, hub| locate(name, own, &hub.open(), reporter.as_ref()))?;
-    let clip = match going {
-        Going::Not => return generate(&request, reporter.as_ref(), &report, keep_loaded),
-        Going::Looped => looped(&request, context, window, reporter.as_ref())?,
-        Going::On(pattern) => {
+    let clip = match (going, resumed) {
+        (_, Some(resumed)) => weave(&WeaveRequest { base: request, ..resumed }, reporter.as_ref())?,
+        (Going::Not, None) => return generate(&request, reporter.as_ref(), &report, keep_loaded),
+        (Going::Looped, None) => looped(&request, context, window, reporter.as_ref())?,
+        (Going::On(pattern), None) => {
             let request = WeaveRequest { base: request, pattern, context, window, made: None };
             weave(&request, reporter.as_ref())?
         }
@@ -392,7 +415,10 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
     let own = parts.clone().lower();
     let mut model = model.map(|name| locate(&name, &own, &hub)).transpose()?;
     let mut request = match (latents.resume, latents.recipe) {
-        (Some(file), _) => GenerateRequest::resume(&file)?,
+        (Some(file), _) => match WeaveRequest::resume(&file)? {
+            Some(weaving) => weaving.base,
+            None => GenerateRequest::resume(&file)?,
+        },
         (None, Some(file)) => {
             let mut recipe = RecipeFile::read(&file)?;
             // A model that is named now counts instead of the recipe's, which may lie elsewhere.
@@ -430,13 +456,7 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
         request.dtype = compute.dtype;
     }
     request.outputs = output.lower();
-    request.outputs.save_latents = latents.save_latents;
-    request.outputs.checkpoint_every = latents.checkpoint_every;
-    request.outputs.preview = match latents.preview {
-        None => Preview::Off,
-        Some(file) if file.is_empty() => Preview::Beside,
-        Some(file) => Preview::At(file.into()),
-    };
+    latents.saving.apply(&mut request.outputs);
     Ok(request)
 }
 

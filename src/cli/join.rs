@@ -15,7 +15,7 @@ use sora::{
 use super::{
     compute::ComputeArgs,
     decoding::{DecodingArgs, TileArgs},
-    generate::{ClipsArgs, seconds},
+    generate::{ClipsArgs, SavingArgs, seconds},
     hub::HubArgs,
     model::PartArgs,
     outcome,
@@ -69,6 +69,8 @@ pub struct Args {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
+    saving: SavingArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]
     parts: PartArgs,
@@ -107,6 +109,7 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<WeaveRequest, Error> 
     base.model = args.parts.onto(model.unwrap_or_default());
     args.decoding.apply(&mut base.decode);
     args.tile.apply(&mut base.decode);
+    args.saving.apply(&mut base.outputs);
     let pattern = Pattern::Join { first: args.first, last: args.last };
     let WeavingArgs { context, window } = args.weaving;
     Ok(WeaveRequest { base, pattern, context, window, made: None })

@@ -40,7 +40,7 @@ fn write(bench: &Bench, name: &str, frames: &[Frame], options: &EncodeOptions) {
 }
 
 /// A lossless clip of `count` frames at 8 a second.
-fn clip(bench: &Bench, name: &str, count: usize) -> Vec<Frame> {
+pub fn clip(bench: &Bench, name: &str, count: usize) -> Vec<Frame> {
     let frames = frames(64, 64, count);
     let options = EncodeOptions { fps: 8.0, codec: Some(Codec::Ffv1), ..EncodeOptions::default() };
     write(bench, name, &frames, &options);

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Direction, Loom, MIN_WINDOW, Pattern, WeaveRequest, check_request, check_window, originals};
+use super::{
+    Direction, Loom, MIN_WINDOW, Pattern, WeaveRequest, check_request,
+    loom::{check_window, originals},
+};
 use crate::{
     app::{
         check::{Checked, check_on},
