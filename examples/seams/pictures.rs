@@ -85,7 +85,7 @@ fn forest(x: f64, y: f64) -> [f64; 3] {
         }
     }
     let leaves = texture(x, y, 12.0);
-    if leaves > 0.42 + 0.9 * (y - 0.1).max(0.0).min(0.4) && y < 0.6 || y > 0.82 + 0.06 * hills(x, 0.0, 9.0) {
+    if leaves > 0.42 + 0.9 * (y - 0.1).clamp(0.0, 0.4) && y < 0.6 || y > 0.82 + 0.06 * hills(x, 0.0, 9.0) {
         let green = 60.0 + 130.0 * (leaves - 0.25);
         return [green * 0.6, green, green * 0.35];
     }

@@ -89,7 +89,8 @@ impl<S: FrameSink> DetailSink<S> {
         let at = self.count;
         self.count += 1;
         let away = self.held.front().map_or(usize::MAX, |next| next.frame - at);
-        let Some(Held { picture, .. }) = self.held.pop_front_if(|_| away == 0) else {
+        let due = if away == 0 { self.held.pop_front() } else { None };
+        let Some(Held { picture, .. }) = due else {
             let made = self.follow(&raw);
             if away < REACH {
                 self.waiting.push((raw, made));
@@ -125,7 +126,8 @@ impl<S: FrameSink> FrameSink for DetailSink<S> {
             self.steps.drain(..self.steps.len().saturating_sub(2 * AHEAD));
         }
         self.ahead.push_back(frame);
-        match self.ahead.pop_front_if(|_| self.steps.len() >= AHEAD) {
+        let due = if self.steps.len() >= AHEAD { self.ahead.pop_front() } else { None };
+        match due {
             Some(frame) => self.look_at(frame),
             None => Ok(()),
         }
