@@ -165,7 +165,9 @@ impl Lengths {
             None => Ok(self.whole(CONTEXT.min(clip).min(self.window.div_ceil(sides + 1)))),
             Some(0) => Err(Error::invalid("context 0", "expected at least 1 frame")),
             Some(asked) if asked > clip => {
-                Err(Error::invalid(format!("context {asked}"), format!("the clip has {clip} frames")))
+                let most = self.whole(clip);
+                Err(Error::invalid(format!("context {asked}"), format!("the clip has {clip} frames"))
+                    .with_hint(format!("pass --context {most} or less")))
             }
             Some(asked) if sides * asked > room.max(sides) => {
                 let most = self.whole(room / sides);

@@ -317,6 +317,11 @@ pub fn weave_on(
     let stem = if stem.is_empty() { request.pattern.name() } else { stem };
     let mut files = base.outputs.files(0, 1, &format!("sora-{}-{seed}", slug(stem)))?;
     base.take.keep_in(&mut files.windows);
+    if files.target.format().is_still() {
+        let what = format!("output `{}`", files.target.path().display());
+        return Err(Error::invalid(what, "it holds one frame, and a clip that goes on has several")
+            .with_hint("name a video or a folder"));
+    }
     let device = base.device.open()?;
     let place = Placement { dtype: base.dtype.resolve(&device), device };
     let mut loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
@@ -362,19 +367,22 @@ pub fn weave_on(
 fn check_request(base: &GenerateRequest) -> Result<()> {
     let refuse = |what: &str, why: &str| Err(Error::invalid(what, why).with_hint("leave it out"));
     if base.clips != 1 {
-        return refuse("number of videos", "a clip goes on in one way");
+        return refuse("--num-videos", "a clip goes on in one way");
     }
     if !base.visual.keyframes.is_empty() {
-        return refuse("keyframes", "a clip that goes on is conditioned on its own frames");
+        return refuse("--init-image or --keyframe", "a clip that goes on is conditioned on its own frames");
     }
     if base.visual.detail.is_some() {
-        return refuse("choice of detail", "a clip that goes on carries its detail over at the seams");
+        return refuse(
+            "--keep-detail or --no-keep-detail",
+            "a clip that goes on carries its detail over at the seams",
+        );
     }
     if base.initial_latents.is_some() || base.stopped.is_some() {
-        return refuse("latents", "a clip that goes on starts from its own frames");
+        return refuse("--latents", "a clip that goes on starts from its own frames");
     }
     if base.upscale.is_some() {
-        return refuse("upscale", "a clip that goes on keeps its size");
+        return refuse("--upscale", "a clip that goes on keeps its size");
     }
     Ok(())
 }

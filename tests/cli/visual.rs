@@ -311,7 +311,10 @@ fn what_cannot_be_held_is_refused() {
     refused(&["--extend", "forward"], &["--init-video"]);
     refused(&["--keep-detail"], &["no picture whose detail", "--init-image or --keyframe"]);
     refused(&["--context", "9"], &["--extend or --loop"]);
-    refused(&["--init-video", "a.png", "--extend", "forward", "--context", "5"], &["the clip has 1 frames"]);
+    refused(
+        &["--init-video", "a.png", "--extend", "forward", "--context", "5"],
+        &["the clip has 1 frames", "--context 1 or less"],
+    );
     let stderr = bench.refused(&["gen", "waves", "--init-image", "no.png", "-o", "out.mp4"], 4);
     assert!(stderr.contains("no.png"), "{stderr}");
     // The smallest of all pictures is one.
