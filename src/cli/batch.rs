@@ -65,7 +65,6 @@ Job files:
   prompts.txt    a fox                                  a prompt a line
 
   Clips go on as with `sora gen`: init_video = "wave.mp4" with extend = "both", or loop = true.
-  Nothing is kept of such a job before it is whole: one that was cut starts again.
 
   storyboard = "film.toml" in a job makes that film, as `sora storyboard` does: shots stay in a
   folder beside it, and only those that have changed are rendered again. What the film file says are

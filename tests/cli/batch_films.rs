@@ -166,11 +166,42 @@ fn clips_go_on_as_jobs() {
         bench.refused(&["batch", "jobs.toml", "--check"], 2)
     };
     let told = refused("upscale = \"2x\"\n");
-    assert!(told.contains("jobs.toml:20:1: key `upscale`: invalid upscale"), "{told}");
+    assert!(told.contains("jobs.toml:20:1: key `upscale`: invalid --upscale"), "{told}");
     let told = refused("[[job]]\nextend = \"forward\"\n");
     assert!(told.contains("jobs.toml:20:1") && told.contains("--init-video"), "{told}");
     let told = refused("[[job]]\ncontext = 5\n");
     assert!(told.contains("jobs.toml:21:1: key `context`"), "{told}");
     let told = refused("[[job]]\ninit_video = \"none.mp4\"\nextend = \"forward\"\n");
     assert!(told.contains("jobs.toml:20:1") && told.contains("none.mp4"), "{told}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_job_that_goes_on_with_a_clip_keeps_its_passages() {
+    let bench = Bench::new();
+    crate::visual::clip(&bench, "clip.mkv", 12);
+    let shared = "prompt = \"waves\"\nsteps = 3\nseed = 7\ncontext = 1\nwindow = 9\noutput = \"{n}.y4m\"\n";
+    let jobs = "[[job]]\ninit_video = \"clip.mkv\"\nextend = \"both\"\nframes = 14\n\
+                [[job]]\nloop = true\nsize = \"64x64\"\nframes = 9\n";
+    write(&bench, "jobs.toml", &format!("{shared}{jobs}"));
+    let batch = ["batch", "jobs.toml", "--checkpoint-every", "1"];
+    let saved = r#""event":"saved""#;
+    // Within the second passage of the first job.
+    crate::going_on::stopped(&bench, &batch, saved, 5, libc::SIGKILL);
+    let again = bench.sora(&[&batch[..], &["--progress=json"]].concat()).assert().success();
+    again.stderr(contains("going on after 1 passage"));
+    let alone = ["gen", "waves", "--steps", "3", "--seed", "7", "--context", "1", "--window", "9"];
+    let both = ["--init-video", "clip.mkv", "--extend", "both", "--frames", "14", "-o", "1.y4m"];
+    bench.sora(&[&alone[..], &both].concat()).assert().success();
+    let looped = ["--loop", "--size", "64x64", "--frames", "9", "-o", "2.y4m"];
+    bench.sora(&[&alone[..], &looped].concat()).assert().success();
+    for name in ["1.y4m", "2.y4m"] {
+        let read = |path: String| fs::read(bench.path(&path)).expect("the clip is there");
+        assert!(read(name.to_owned()) == read(format!("jobs/{name}")), "{name} differs");
+    }
+    // A program that was killed can't remove the hidden file it was writing; a later run does.
+    let left = fs::read_dir(bench.path("jobs/.sora/latents")).expect("a folder");
+    let names = left.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let left: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+    assert!(left.is_empty(), "{left:?}");
 }

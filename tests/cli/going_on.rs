@@ -15,7 +15,7 @@ const FAST: [&str; 4] = ["--steps", "3", "--seed", "7"];
 const SHORT: [&str; 4] = ["--context", "1", "--window", "9"];
 
 /// Runs a command until it has said something so many times, then sends a signal. Gives exit code and stderr.
-fn stopped(bench: &Bench, args: &[&str], when: &str, times: usize, signal: i32) -> (Option<i32>, String) {
+pub fn stopped(bench: &Bench, args: &[&str], when: &str, times: usize, signal: i32) -> (Option<i32>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sora"))
         .current_dir(bench.path(""))
         .args(args)

@@ -100,9 +100,18 @@ impl Place {
         self.latents(hash).with_extension("windows.safetensors")
     }
 
+    /// All that may be saved of a job that isn't done: the clip that a loop is made of has files of its own.
+    fn kept(&self, hash: &str) -> [PathBuf; 5] {
+        let windows = self.windows(hash);
+        let own =
+            ["mkv", "begun.safetensors", "mkv.windows.safetensors"].map(|end| windows.with_extension(end));
+        let [clip, begun, clip_windows] = own;
+        [self.latents(hash), windows, clip, begun, clip_windows]
+    }
+
     /// Removes what was saved of a job that is done.
     fn forget(&self, hash: &str) -> Result<()> {
-        for path in [self.latents(hash), self.windows(hash)] {
+        for path in self.kept(hash) {
             if path.exists() {
                 std::fs::remove_file(&path).map_err(Error::file("remove", &path))?;
             }

@@ -93,7 +93,7 @@ pub fn clean(place: &Place, all: bool) -> Result<Cleaned> {
                         .with_hint("wait for it, or take it back with `sora batch cancel`"));
                 }
                 State::Pending | State::Failed => {
-                    needed.extend([place.latents(&row.hash), place.windows(&row.hash)]);
+                    needed.extend(place.kept(&row.hash));
                 }
                 State::Done | State::Cancelled => {}
             }

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     app::{
         fingerprint,
-        generate::Stopped,
+        generate::{GenerateRequest, Stopped},
         journal::{Claim, Counts, Ending, Journal, Worker, free_bytes},
         loaded::{Keep, Loaded},
         memory,
@@ -257,7 +257,6 @@ impl<'a> Work<'a> {
         }
         match &mut request {
             JobRequest::Clip(clip) => {
-                clip.outputs.checkpoint_every.get_or_insert(self.orders.checkpoint_every);
                 let latents = place.latents(&claim.hash);
                 if latents.exists() {
                     match Stopped::load(&latents) {
@@ -271,11 +270,11 @@ impl<'a> Work<'a> {
                         }
                     }
                 }
-                clip.outputs.rescue = Some(latents);
-                clip.take.kept = Some(place.windows(&claim.hash));
+                self.keep(clip, claim)?;
             }
-            // Nothing is kept of a clip that goes on before it is whole.
-            JobRequest::Weave(_) | JobRequest::Loop { .. } => {}
+            // Passages say for themselves what they are: the clip goes on from them.
+            JobRequest::Weave(weave) => self.keep(&mut weave.base, claim)?,
+            JobRequest::Loop { clip, .. } => self.keep(clip, claim)?,
             // Finished shots say for themselves what they are: a film goes on from them, whoever made them.
             JobRequest::Film(film) => film.shots = Some(shots_beside(&place.output(&claim.output))),
         }
@@ -289,6 +288,16 @@ impl<'a> Work<'a> {
             }
             result => result,
         }
+    }
+
+    /// Says where what is done of a job is kept until it is published.
+    fn keep(&self, clip: &mut GenerateRequest, claim: &Claim) -> Result<()> {
+        let whole = |path: PathBuf| std::path::absolute(&path).map_err(Error::file("find", &path));
+        let place = &self.batch.place;
+        clip.outputs.checkpoint_every.get_or_insert(self.orders.checkpoint_every);
+        clip.outputs.rescue = Some(place.latents(&claim.hash));
+        clip.take.kept = Some(whole(place.windows(&claim.hash))?);
+        Ok(())
     }
 
     /// The job's model: the one in memory if it is the same.
