@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn planes_are_what_the_encoder_gets() {
-        super::super::start_ffmpeg();
+        crate::media::start_ffmpeg();
         let layout = layout(color::Space::BT2020NCL, true, 10, Chroma::Quarter);
         let noise = |count: usize| (0..count).flat_map(|i| ((i * 37 % 1024) as u16).to_le_bytes()).collect();
         let planes = Planes { width: 7, height: 5, layout, samples: [noise(35), noise(12), noise(12)] };
