@@ -191,7 +191,8 @@ impl GenerateRequest {
     pub fn inputs(&self) -> Vec<PathBuf> {
         let keyframes = self.visual.keyframes.iter().map(|keyframe| &keyframe.path);
         let video = self.visual.video.iter().map(|video| &video.path);
-        self.initial_latents.iter().chain(keyframes).chain(video).cloned().collect()
+        let region = self.visual.region.iter().map(|region| &region.path);
+        self.initial_latents.iter().chain(keyframes).chain(video).chain(region).cloned().collect()
     }
 
     /// The rest of a render that was stopped: its latents file says all but where the video goes.

@@ -23,6 +23,7 @@ pub mod passage;
 mod plan;
 mod preview;
 pub mod recipe;
+pub mod region;
 pub mod remembered;
 mod rescue;
 pub mod sampling;

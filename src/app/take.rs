@@ -262,6 +262,7 @@ impl Plan {
         let windowed =
             Renderer { checkpoint: renderer.checkpoint, place: renderer.place.clone(), reporter: &steps };
         let texts = self.texts(renderer, whole, done)?;
+        let whole = &self.with_still(&windowed, whole, &geometry)?;
         for window in &self.windows[done..] {
             let carried = match (&there, window.carried) {
                 (Some(latents), frames @ 1..) => Some(latents.narrow(2, window.start, frames)?),
@@ -290,6 +291,21 @@ impl Plan {
         steps.end();
         let all = there.ok_or_else(|| Error::invalid("clip", "it has no windows"))?;
         Ok(Made::Whole(self.own(&all)?))
+    }
+
+    /// The clip with what stays in it encoded, once for all windows.
+    fn with_still(
+        &self,
+        renderer: &Renderer<'_>,
+        whole: &RenderRequest,
+        geometry: &Geometry,
+    ) -> Result<RenderRequest> {
+        let still = Conditions { still: whole.conditions.still.clone(), ..Conditions::default() };
+        let spec = self.window_spec(&whole.spec, geometry);
+        let encoded =
+            renderer.encode_conditions(&RenderRequest { spec, conditions: still, ..whole.clone() })?;
+        let conditions = Conditions { still: encoded.still, ..whole.conditions.clone() };
+        Ok(RenderRequest { conditions, ..whole.clone() })
     }
 
     /// The latents without those of the clip that this one goes on from.

@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    app::{detail::Held, shape::Aspect},
+    app::{detail::Held, region::MotionRegion, shape::Aspect},
     error::{Error, Result},
     media::{Fit, Footage, compressed, content_hash},
     models::api::Geometry,
@@ -91,6 +91,9 @@ pub struct Visual {
     /// Whether held pictures get back the detail that the autoencoder loses of them; as the model has it if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<bool>,
+    /// The part that moves; all of it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<MotionRegion>,
 }
 
 impl Default for Visual {
@@ -102,6 +105,7 @@ impl Default for Visual {
             compress: true,
             noise_scale: None,
             detail: None,
+            region: None,
         }
     }
 }
@@ -110,7 +114,7 @@ impl Visual {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keyframes.is_empty() && self.video.is_none()
+        self.keyframes.is_empty() && self.video.is_none() && self.region.is_none()
     }
 
     /// The shape of the picture that says how the video is shaped: the one that begins it, else the clip it starts
@@ -197,7 +201,11 @@ impl Visual {
                 Some(Source { content: Content::Pixels(pixels(&fitted)?), strength: video.strength })
             }
         };
-        Ok(Conditions { list, source, noise_scale: self.noise_scale })
+        let still = match &mut self.region {
+            Some(region) => Some(region.still(&list, fit, geometry, spec)?),
+            None => None,
+        };
+        Ok(Conditions { list, source, still, noise_scale: self.noise_scale })
     }
 }
 

@@ -372,6 +372,9 @@ fn check_request(base: &GenerateRequest) -> Result<()> {
     if !base.visual.keyframes.is_empty() {
         return refuse("--init-image or --keyframe", "a clip that goes on is conditioned on its own frames");
     }
+    if base.visual.region.is_some() {
+        return refuse("--motion-region", "all of a clip's new frames move");
+    }
     if base.visual.detail.is_some() {
         return refuse(
             "--keep-detail or --no-keep-detail",

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use sora::{
     Error,
     app::{
+        region::MotionRegion,
         visual::{InitVideo, Keyframe, Visual},
         weave::{Direction, Pattern},
     },
@@ -88,6 +89,12 @@ pub struct VisualArgs {
     /// Take pictures as they are, without the H.264 compression that keeps them from freezing
     #[arg(long, hide_short_help = true)]
     no_compress_init: bool,
+
+    /// Let only a part of --init-image move: what is white in this picture
+    ///
+    /// The rest stays as it is, in the model's own cells (`sora info` tells their size).
+    #[arg(long, value_name = "MASK", requires = "init_image", conflicts_with_all = ["extend", "looped"], hide_short_help = true)]
+    motion_region: Option<PathBuf>,
 
     /// Put back what the autoencoder loses of pictures that are held, where the video still shows them
     ///
@@ -184,6 +191,7 @@ impl VisualArgs {
             fit: self.fit,
             compress: !self.no_compress_init,
             noise_scale: self.condition_noise,
+            region: self.motion_region.map(|path| MotionRegion { path, sha256: None }),
             detail: match (self.keep_detail, self.no_keep_detail) {
                 (false, false) => None,
                 (keep, _) => Some(keep),

@@ -77,6 +77,15 @@ pub struct Source {
     pub strength: f64,
 }
 
+/// A part of the picture that stays as it is all through the video.
+#[derive(Debug, Clone)]
+pub struct Still {
+    /// One picture, of the video's size.
+    pub picture: Content,
+    /// Whether each cell stays: the denoiser's tokens of one frame, row by row.
+    pub cells: Vec<bool>,
+}
+
 /// All that a video is prompted with beside words.
 #[derive(Debug, Clone, Default)]
 pub struct Conditions {
@@ -84,6 +93,8 @@ pub struct Conditions {
     pub list: Vec<Condition>,
     /// What it starts from.
     pub source: Option<Source>,
+    /// What stays, where only a part moves. Frames that are held wholly are shown as they are.
+    pub still: Option<Still>,
     /// Noise on what is held fast, which keeps it from freezing: times the square of the noise level. `None` is
     /// what the checkpoint's pipeline does.
     pub noise_scale: Option<f64>,
@@ -93,7 +104,7 @@ impl Conditions {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.list.is_empty() && self.source.is_none()
+        self.list.is_empty() && self.source.is_none() && self.still.is_none()
     }
 
     /// How much noise is put on what is held fast.
@@ -135,6 +146,9 @@ impl Conditions {
             return Err(Error::invalid(what, "this model takes one picture, as the first frame")
                 .with_hint(LATER_MODELS));
         }
+        if let Some(still) = &self.still {
+            still.check(geometry, spec)?;
+        }
         let mut taken: Vec<(usize, Slots)> = Vec::new();
         for condition in &self.list {
             share("strength of a condition", condition.strength)?;
@@ -165,6 +179,31 @@ impl Conditions {
 }
 
 const LATER_MODELS: &str = "models from 0.9.5 on take pictures and clips anywhere";
+
+impl Still {
+    fn check(&self, geometry: &Geometry, spec: &VideoSpec) -> Result<()> {
+        check_size(&self.picture, geometry, spec)?;
+        let grid = geometry.grid(spec);
+        let cells = grid.height * grid.width / (geometry.patch * geometry.patch);
+        if self.cells.len() != cells {
+            let what = format!("part that moves, of {} cells", self.cells.len());
+            return Err(Error::invalid(what, format!("expected {cells}")));
+        }
+        let moving = self.cells.iter().filter(|stays| !**stays).count();
+        let side = geometry.spatial * geometry.patch;
+        if moving == 0 {
+            let why = format!("no cell of {side}x{side} pixels would move");
+            return Err(Error::invalid("part that moves", why).with_hint("paint it white, and larger"));
+        }
+        Ok(())
+    }
+
+    /// The picture standing still for the whole clip, for the encoder.
+    pub(super) fn pixels(&self, spec: &VideoSpec) -> Result<Option<Tensor>> {
+        let Content::Pixels(picture) = &self.picture else { return Ok(None) };
+        Ok(Some(picture.narrow(2, 0, 1)?.repeat((1, 1, spec.frames, 1, 1))?))
+    }
+}
 
 /// Where the latent frames of one condition go.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use candle_core::{Device, Tensor};
 
 use super::{
-    conditions::{Conditions, Content},
+    conditions::{Conditions, Content, Still},
     noise::TorchRng,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
     models::api::{Conditioning, Denoiser, Geometry, LatentGrid, Timestep, TokenBlock},
     video::VideoSpec,
 };
@@ -77,7 +77,7 @@ pub fn start(
     if let Some(source) = clean.or(source) {
         latents = ((latents * f64::from(level))? + (source * f64::from(1.0 - level))?)?;
     }
-    if conditions.list.is_empty() {
+    if conditions.list.is_empty() && conditions.still.is_none() {
         return Ok(Start { latents, before: Vec::new(), held: None });
     }
     let grid = geometry.grid(spec);
@@ -111,12 +111,21 @@ pub fn start(
             beside.push(tokens);
         }
     }
-    let tokens = model.pack(&latents)?;
+    let mut tokens = model.pack(&latents)?;
     let per_frame = tokens.dim(1)? * geometry.patch_t / grid.frames;
-    let mut strength = beside_strength;
+    let mut own: Vec<f32> = Vec::new();
     for frame in frames.iter().step_by(geometry.patch_t) {
-        strength.extend(std::iter::repeat_n(*frame, per_frame));
+        own.extend(std::iter::repeat_n(*frame, per_frame));
     }
+    if let Some(Still { picture, cells }) = &conditions.still {
+        let stays = |i: usize| cells[i % per_frame] && own[i] < 1.0 - NEAR;
+        let stays: Vec<u8> = (0..own.len()).map(|i| u8::from(stays(i))).collect();
+        let picture = picture.mode().ok_or_else(unencoded)?.narrow(2, 0, grid.frames)?;
+        tokens = choose(&stays, &model.pack(&picture)?, &tokens)?;
+        latents = model.unpack(&tokens, grid)?;
+        own.iter_mut().zip(&stays).filter(|(_, stays)| **stays > 0).for_each(|(own, _)| *own = 1.0);
+    }
+    let strength = [beside_strength, own].concat();
     let beside = if beside.is_empty() { None } else { Some(Tensor::cat(&beside, 1)?) };
     let initial = match &beside {
         Some(beside) => Tensor::cat(&[beside, &tokens], 1)?,
@@ -143,10 +152,18 @@ fn draw_one(conditions: &Conditions, i: usize, rule: Conditioning, rng: &mut Tor
         Content::Latents(latents) => Ok(latents.clone()),
         Content::Encoded(posterior) if rule == Conditioning::InPlace => Ok(posterior.mean.clone()),
         Content::Encoded(posterior) => posterior.sample(&rng.randn(posterior.mean.dims())?),
-        Content::Pixels(_) => {
-            Err(candle_core::Error::msg("a condition was used before it was encoded").bt().into())
-        }
+        Content::Pixels(_) => Err(unencoded()),
     }
+}
+
+fn unencoded() -> Error {
+    candle_core::Error::msg("a condition was used before it was encoded").bt().into()
+}
+
+/// `yes` for the tokens that are chosen, `no` for the others.
+fn choose(chosen: &[u8], yes: &Tensor, no: &Tensor) -> Result<Tensor> {
+    let chosen = Tensor::from_vec(chosen.to_vec(), (1, chosen.len(), 1), &Device::Cpu)?;
+    Ok(chosen.to_device(yes.device())?.broadcast_as(yes.shape())?.where_cond(yes, no)?)
 }
 
 impl Held {
@@ -208,9 +225,7 @@ impl Held {
     /// `yes` for the tokens whose strength says so, `no` for the others.
     fn choose(&self, says: impl Fn(f32) -> bool, yes: &Tensor, no: &Tensor) -> Result<Tensor> {
         let said: Vec<u8> = self.strength.iter().map(|held| u8::from(says(*held))).collect();
-        let count = said.len();
-        let said = Tensor::from_vec(said, (1, count, 1), &Device::Cpu)?.to_device(yes.device())?;
-        Ok(said.broadcast_as(yes.shape())?.where_cond(yes, no)?)
+        choose(&said, yes, no)
     }
 
     /// A stochastic solver's noise, in the shape in which the pipeline draws it.

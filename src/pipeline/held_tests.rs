@@ -5,7 +5,7 @@ use crate::{
     event::{Reporter, Silent},
     models::api::{Conditioning, DecodeOptions, Pass, Placement},
     pipeline::{
-        conditions::{Condition, Conditions, Content, Source},
+        conditions::{Condition, Conditions, Content, Source, Still},
         fake::{Fake, Recorder},
         noise::Drawn,
         render::{Denoised, RenderRequest, Renderer},
@@ -93,6 +93,7 @@ fn a_stopped_render_with_conditions_goes_on_to_the_same_latents() {
             Condition { content: pixels(1, 0.75), frame: 6, strength: 0.4 },
         ],
         source: Some(Source { content: pixels(9, 0.5), strength: 0.8 }),
+        still: None,
         noise_scale: Some(0.3),
     };
     for config in [json!({}), json!({ "stochastic_sampling": true })] {
@@ -146,4 +147,31 @@ fn a_first_frame_stays_and_the_solver_draws_for_the_others() {
         let drawn = done.drawn.global.iter().map(|run| (run.0, run.1)).collect::<Vec<_>>();
         assert_eq!(drawn, if stochastic { vec![(2 * 2 * 16, 4)] } else { vec![] });
     }
+}
+
+#[test]
+fn only_a_part_moves() {
+    for rule in [Conditioning::FirstFrame, Conditioning::Beside, Conditioning::InPlace] {
+        let fake = Fake::new(json!({})).conditioned(rule);
+        // The right half of four columns may move.
+        let cells: Vec<bool> = (0..16).map(|cell| cell % 4 < 2).collect();
+        let still = Still { picture: pixels(1, 0.5), cells };
+        let conditions = Conditions { still: Some(still.clone()), noise_scale: Some(0.0), ..held(1, 0, 1.0) };
+        let done = denoise(&fake, &Silent, &request(conditions));
+        let channel = done.latents.get(0).and_then(|x| x.get(0)).and_then(|x| x.flatten_from(1));
+        let values: Vec<Vec<f32>> = channel.and_then(|x| x.to_vec2()).expect("a channel");
+        assert!(values[0].iter().all(|v| (v - 0.5).abs() < 0.5), "the first frame is held wholly");
+        for frame in &values[1..] {
+            for (cell, value) in frame.iter().enumerate() {
+                let expected = if still.cells[cell] { 0.5 } else { 4.0 };
+                assert!((value - expected).abs() < 1e-4, "{rule:?}, cell {cell}: {value}, not {expected}");
+            }
+        }
+    }
+    let nothing = Still { picture: pixels(1, 0.5), cells: vec![true; 16] };
+    let request = request(Conditions { still: Some(nothing), ..Conditions::default() });
+    let fake = Fake::new(json!({}));
+    let place = Placement { device: Device::Cpu, dtype: DType::F32 };
+    let told = Renderer { checkpoint: &fake, place, reporter: &Silent }.check(&request).expect_err("refused");
+    assert_eq!(told.to_string(), "invalid part that moves: no cell of 8x8 pixels would move");
 }

@@ -7,7 +7,7 @@ use std::{ops::ControlFlow, time::Instant};
 use candle_core::{DType, Device, Tensor};
 
 use super::{
-    conditions::{Condition, Conditions, Content, Source},
+    conditions::{Condition, Conditions, Content, Source, Still},
     denoise::{Plan, StepHook, denoise},
     guidance::{GuidancePlan, at_least},
     health::{Health, HealthCheck, Verdict},
@@ -173,10 +173,11 @@ impl Renderer<'_> {
 
     /// The request's conditions with their pictures encoded: several clips can share the work.
     pub fn encode_conditions(&self, request: &RenderRequest) -> Result<Conditions> {
-        let Conditions { list, source, noise_scale } = &request.conditions;
+        let Conditions { list, source, still, noise_scale } = &request.conditions;
         let pixels = |content: &Content| matches!(content, Content::Pixels(_));
         let total = list.iter().filter(|condition| pixels(&condition.content)).count()
-            + usize::from(source.as_ref().is_some_and(|source| pixels(&source.content)));
+            + usize::from(source.as_ref().is_some_and(|source| pixels(&source.content)))
+            + usize::from(still.as_ref().is_some_and(|still| pixels(&still.picture)));
         if total == 0 {
             return Ok(request.conditions.clone());
         }
@@ -208,7 +209,17 @@ impl Renderer<'_> {
                 }
                 other => other.clone(),
             };
-            Ok(Conditions { list: encoded, source, noise_scale: *noise_scale })
+            let still = match still {
+                Some(still) => {
+                    let picture = match still.pixels(&request.spec)? {
+                        Some(video) => Content::Encoded(encode(&video)?),
+                        None => still.picture.clone(),
+                    };
+                    Some(Still { picture, cells: still.cells.clone() })
+                }
+                None => None,
+            };
+            Ok(Conditions { list: encoded, source, still, noise_scale: *noise_scale })
         })
     }
 

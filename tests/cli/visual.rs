@@ -323,3 +323,36 @@ fn what_cannot_be_held_is_refused() {
         ["gen", "waves", "--init-image", "dot.png", "--frames", "9", "--size", "64x64", "-o", "dot.gif"];
     bench.sora(&dot).args(FAST).assert().stderr(contains("denoising"));
 }
+
+#[test]
+fn only_what_is_painted_moves() {
+    let bench = Bench::new();
+    picture(&bench, "in.png", 64, 64);
+    let half = |x: usize| if x < 32 { 0 } else { 255 };
+    let mask = |of: &dyn Fn(usize) -> u8| {
+        let rgb = (0..64 * 64).flat_map(|i| [of(i % 64); 3]).collect();
+        vec![Frame { width: 64, height: 64, rgb }]
+    };
+    write(&bench, "mask.png", &mask(&half), &EncodeOptions::default());
+    write(&bench, "black.png", &mask(&|_| 0), &EncodeOptions::default());
+    let flags = ["gen", "a red fox", "--init-image", "in.png", "--size", "64x64", "--frames", "9"];
+    let more = ["--no-keep-detail", "-o", "out.mkv", "--codec", "ffv1", "--motion-region"];
+    let recipe = recipe(&bench, &[&flags[..], &more, &["mask.png"]].concat());
+    assert!(recipe["visual"]["region"]["sha256"].is_string(), "{recipe}");
+    let made = read(&bench, "out.mkv");
+    let moved = |columns: std::ops::Range<usize>| {
+        let (first, last) = (&made[0].rgb, &made[8].rgb);
+        let inside = (0..64 * 64).filter(|i| columns.contains(&(i % 64)));
+        let steps = inside.map(|i| f64::from(first[3 * i].abs_diff(last[3 * i])));
+        steps.sum::<f64>() / (64 * columns.len()) as f64
+    };
+    // Beside the border the decoder sees both halves.
+    assert!(3.0 * moved(0..16) < moved(48..64), "{} and {}", moved(0..16), moved(48..64));
+    let refused = |more: &[&str], why: &str| {
+        let output = ["-o", "out.mkv", "--motion-region"];
+        let flags: Vec<&str> = [&flags[..], &output, more].concat();
+        bench.sora(&flags).args(FAST).assert().code(2).stderr(contains(why));
+    };
+    refused(&["black.png"], "no cell of 16x16 pixels would move");
+    refused(&["mask.png", "--init-image-strength", "0.5"], "no picture that the rest could stay like");
+}

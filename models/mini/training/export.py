@@ -60,7 +60,7 @@ def main():
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"], "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "LTXVideoTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLLTXVideo"],
     }
-    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "shift": args.shift, "conditions": "in-place", "max_sequence_length": 128, "direction": DIRECTION, "latent_rgb": latent_rgb(args.work)}
+    sora = {"width": 128, "height": 128, "frames": 17, "fps": 8, "steps": args.steps, "guidance": args.guidance, "shift": args.shift, "conditions": "in-place", "detail": True, "max_sequence_length": 128, "direction": DIRECTION, "latent_rgb": latent_rgb(args.work)}
     for name, data in (("model_index.json", index), ("sora.json", sora)):
         with open(f"{out}/{name}", "w") as f:
             json.dump(data, f, indent=None if "latent_rgb" in data else 2)
