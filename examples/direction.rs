@@ -83,10 +83,10 @@ fn main() -> sora::Result<()> {
     row("(no word)", Directing::default())?;
     let keys = |table: &BTreeMap<String, String>| table.keys().cloned().collect::<Vec<_>>();
     for word in keys(&table.camera) {
-        row(&format!("camera {word}"), Directing { camera: Some(word.parse()?), style: None })?;
+        row(&format!("camera {word}"), Directing { camera: Some(word.parse()?), ..Directing::default() })?;
     }
     for word in keys(&table.style) {
-        row(&format!("style {word}"), Directing { camera: None, style: Some(word) })?;
+        row(&format!("style {word}"), Directing { style: Some(word), ..Directing::default() })?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! What the camera does and how it looks, as words of the prompt.
 //!
 //! A model that was trained on such words says so in the `direction` table of its `sora.json`, and takes no others;
-//! for the rest there is a general table. Neither turns a camera in space: both phrase.
+//! for the rest there is a general table. Both phrase; only where a model was trained on noise that goes with a pan, a
+//! camera moves by more than words.
 
 use std::{collections::BTreeMap, str::FromStr, sync::LazyLock};
 
@@ -11,6 +12,7 @@ use crate::{
     app::wording::{listed, nearest},
     error::{Error, Result},
     models::api::Direction,
+    pipeline::pan::{Pan, Sweep},
 };
 
 /// A word of the general table.
@@ -162,6 +164,8 @@ pub struct Directing {
     pub camera: Option<Camera>,
     /// How it looks.
     pub style: Option<String>,
+    /// How the picture goes sideways besides what the camera says, as a recipe has it.
+    pub pan: Pan,
 }
 
 impl Directing {
@@ -183,6 +187,17 @@ impl Directing {
         }
         let parts = [Some(prompt.trim().to_owned()), style, camera.map(|(_, phrase)| phrase)];
         Ok(parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "))
+    }
+
+    /// How a clip of `whole` seconds goes sideways, where the model knows more of a move than a word.
+    #[must_use]
+    pub fn pan(&self, own: &Direction, whole: f64) -> Pan {
+        let Some(camera) = &self.camera else { return self.pan.clone() };
+        let sweep = |(step, (from, until)): (&Move, (f64, f64))| {
+            let speed = *names(&step.word, &GENERAL.camera).iter().find_map(|name| own.pan.get(name))?;
+            Some(Sweep { from, until, speed })
+        };
+        Pan::new(camera.moves.iter().zip(camera.spans(whole)).filter_map(sweep).collect())
     }
 
     /// Whether the words change within a clip.
@@ -211,6 +226,13 @@ fn style_phrase(style: &str, own: &Direction, model: &str) -> Result<String> {
     phrase("style", &style.trim().to_lowercase(), &GENERAL.style, &own.style, model)
 }
 
+/// What a word may be called: as it was said, and the general table's name for it.
+fn names(word: &str, general: &BTreeMap<String, Entry>) -> Vec<String> {
+    let word = word.split_whitespace().collect::<Vec<_>>().join(" ");
+    let alias = general.iter().find(|(_, entry)| entry.also.contains(&word)).map(|(name, _)| name.clone());
+    [Some(word), alias].into_iter().flatten().collect()
+}
+
 /// The phrase of a word: the model's own where it has a table, else the general one.
 fn phrase(
     what: &str,
@@ -219,10 +241,8 @@ fn phrase(
     own: &BTreeMap<String, String>,
     model: &str,
 ) -> Result<String> {
-    let word = word.split_whitespace().collect::<Vec<_>>().join(" ");
-    let alias = general.iter().find(|(_, entry)| entry.also.contains(&word)).map(|(name, _)| name.as_str());
-    let names = [Some(word.as_str()), alias];
-    let found = names.into_iter().flatten().find_map(|name| match own.is_empty() {
+    let names = names(word, general);
+    let found = names.iter().find_map(|name| match own.is_empty() {
         true => general.get(name).map(|entry| entry.phrase.clone()),
         false => own.get(name).cloned(),
     });
@@ -238,11 +258,11 @@ fn phrase(
     } else {
         format!("`{model}` was trained on {}", listed(&known))
     };
-    let hint = match nearest(&word, known.iter().copied()) {
+    let hint = match nearest(&names[0], known.iter().copied()) {
         Some(near) => format!("pass --{what} \"{near}\""),
         None => format!("put other words into the prompt itself, or pass --{what} \"{}\"", known[0]),
     };
-    Err(Error::invalid(format!("{what} `{word}`"), why).with_hint(hint))
+    Err(Error::invalid(format!("{what} `{}`", names[0]), why).with_hint(hint))
 }
 
 #[cfg(test)]
@@ -253,7 +273,7 @@ mod tests {
         let part = Part { from, until, whole: 9.0 };
         let camera = Some(camera).filter(|c| !c.is_empty()).map(str::parse).transpose()?;
         let style = Some(style.to_owned()).filter(|s| !s.is_empty());
-        Directing { camera, style }.prompt("a fox", own, "mini", part)
+        Directing { camera, style, ..Directing::default() }.prompt("a fox", own, "mini", part)
     }
 
     fn own() -> Direction {
@@ -263,6 +283,7 @@ mod tests {
         Direction {
             camera: table(&[("pan left", "camera pans left"), ("static", "static camera")]),
             style: table(&[("black and white", "black and white")]),
+            pan: BTreeMap::from([("pan left".to_owned(), 0.15)]),
             pace: BTreeMap::new(),
         }
     }
@@ -297,8 +318,22 @@ mod tests {
         assert!(thirds(0.0).ends_with("pans left") && thirds(3.0).ends_with("zooms in"));
         assert!(thirds(6.0).ends_with("does not move"));
         assert!(directed("orbit 1s-2s", "", &none, 0.0, 2.0).unwrap().contains("orbit"));
-        let timed = |text: &str| Directing { camera: Some(text.parse().unwrap()), style: None }.is_timed();
+        let timed =
+            |text: &str| Directing { camera: Some(text.parse().unwrap()), ..Directing::default() }.is_timed();
         assert!(timed("orbit 1s-2s") && timed("pan left then zoom in") && !timed("slow pan left"));
+    }
+
+    #[test]
+    fn a_pan_moves_noise_where_the_model_knows_it() {
+        let asked =
+            |camera: &str| Directing { camera: Some(camera.parse().unwrap()), ..Directing::default() };
+        let sweep = |from, until| Pan::new(vec![Sweep { from, until, speed: 0.15 }]);
+        assert_eq!(asked("pan left").pan(&own(), 4.0), sweep(0.0, 4.0));
+        assert_eq!(asked("static then panning left from 1s to 3s").pan(&own(), 4.0), sweep(1.0, 3.0));
+        assert!(asked("static").pan(&own(), 4.0).is_still());
+        assert!(asked("pan left").pan(&Direction::default(), 4.0).is_still());
+        let again = Directing { pan: sweep(0.0, 4.0), ..Directing::default() };
+        assert_eq!(again.pan(&Direction::default(), 4.0), sweep(0.0, 4.0), "a recipe's own is kept");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::{
     pipeline::{
         conditions::Conditions,
         noise::Drawn,
+        pan::Pan,
         render::{RenderRequest, Renderer},
     },
     video::{Frames, VideoSpec},
@@ -278,6 +279,7 @@ fn request(checkpoint: &dyn Checkpoint, spec: VideoSpec) -> RenderRequest {
         max_sequence_length: defaults.max_sequence_length,
         decode: DecodeOptions::default(),
         conditions: Conditions::default(),
+        pan: Pan::default(),
         latents: None,
         beside: None,
         refine: false,

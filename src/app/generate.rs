@@ -266,6 +266,7 @@ impl GenerateRequest {
         Ok(Self {
             model,
             prompt: recipe.prompt,
+            directing: Directing { pan: recipe.pan, ..Directing::default() },
             negative_prompt: Some(recipe.negative_prompt),
             size: SizeChoice::Sides { width: Some(recipe.spec.width), height: Some(recipe.spec.height) },
             length: LengthChoice::Frames(recipe.spec.frames),
@@ -648,6 +649,7 @@ pub(super) fn recipe_of(info: &ModelInfo, render: &RenderRequest, place: &Placem
         decode_noise_scale: render.decode.noise_scale,
         tiling: render.decode.tiling,
         upscale: None,
+        pan: render.pan.clone(),
         take: None,
         initial_latents: false,
         visual: None,

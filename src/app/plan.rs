@@ -58,6 +58,7 @@ pub(super) fn plan(
     let seconds = spec.frames as f64 / spec.fps;
     let whole = Part { from: 0.0, until: seconds, whole: seconds };
     let prompt = request.directing.prompt(&request.prompt, &defaults.direction, &info.name, whole)?;
+    let pan = request.directing.pan(&defaults.direction, seconds);
     geometry.check(&spec)?;
     let specs = sampling::specs(spec, &infos);
     let passes = request.sampling.passes(&begun)?;
@@ -74,6 +75,7 @@ pub(super) fn plan(
             max_sequence_length: request.max_sequence_length.unwrap_or(defaults.max_sequence_length),
             decode: begun.decoding(&request.decode),
             conditions: Conditions::default(),
+            pan: pan.clone(),
             latents: None,
             beside: None,
             refine: false,

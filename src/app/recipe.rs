@@ -12,6 +12,7 @@ use crate::{
         api::{LoraUse, ModelInfo, Tiling},
         source::Parts,
     },
+    pipeline::pan::Pan,
     video::{Size, VideoSpec},
 };
 
@@ -53,6 +54,9 @@ pub struct Recipe {
     /// The size that the decoded frames were brought to, if it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upscale: Option<Size>,
+    /// How its noise went sideways.
+    #[serde(default, skip_serializing_if = "Pan::is_still")]
+    pub pan: Pan,
     /// How a clip longer than the model's window was cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub take: Option<Take>,
@@ -93,6 +97,7 @@ impl Recipe {
             decode_noise_scale: None,
             tiling: Tiling::default(),
             upscale: None,
+            pan: Pan::default(),
             take: None,
             initial_latents: false,
             visual: None,

@@ -198,6 +198,7 @@ impl Plan {
             prompt: prompts.get(window.index).unwrap_or(&whole.prompt).clone(),
             spec,
             seed: window.seed(whole.seed),
+            pan: whole.pan.after((first as f64 - there as f64) / whole.spec.fps),
             conditions: Conditions { list, ..whole.conditions.clone() },
             ..whole.clone()
         }

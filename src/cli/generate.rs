@@ -432,7 +432,7 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
         }
         (None, None) => GenerateRequest {
             prompt: prompt.unwrap_or_default(),
-            directing: Directing { camera: direction.camera, style: direction.style },
+            directing: Directing { camera: direction.camera, style: direction.style, ..Directing::default() },
             negative_prompt,
             size: video.size(),
             length: video.length(),

@@ -159,6 +159,10 @@ pub struct Direction {
     /// What the camera does: `pan left`, `static`, …
     #[serde(default)]
     pub camera: BTreeMap<String, String>,
+    /// How far the picture's content goes to the right by a camera move, in widths of the picture a second. The model was
+    /// trained on noise that goes with it.
+    #[serde(default)]
+    pub pan: BTreeMap<String, f64>,
     /// How it looks: `black and white`, …
     #[serde(default)]
     pub style: BTreeMap<String, String>,

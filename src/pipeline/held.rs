@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use super::{
     conditions::{Conditions, Content, Still},
     noise::TorchRng,
+    pan::Pan,
 };
 use crate::{
     error::{Error, Result},
@@ -49,6 +50,8 @@ pub struct Given<'a> {
     pub latents: Option<&'a Tensor>,
     /// `[1, C, F, H, W]`, f32: a clip that is done, and gets noise of the level that the render begins at.
     pub clean: Option<&'a Tensor>,
+    /// How the drawn noise goes sideways.
+    pub pan: &'a Pan,
 }
 
 /// Draws initial noise and lays conditions into it and beside it, in the reference's order of draws.
@@ -63,7 +66,7 @@ pub fn start(
     model: &dyn Denoiser,
     rng: &mut TorchRng,
 ) -> Result<Start> {
-    let Given { conditions, latents: given, clean } = given;
+    let Given { conditions, latents: given, clean, pan } = given;
     let shape = geometry.latent_shape(spec);
     let mut contents = Vec::new();
     if rule == Conditioning::FirstFrame {
@@ -71,7 +74,7 @@ pub fn start(
     }
     let mut latents = match given {
         Some(latents) => latents.clone(),
-        None => rng.randn(&shape)?,
+        None => pan.carry(rng.randn(&shape)?, spec, geometry, rng)?,
     };
     let source = conditions.source.as_ref().and_then(|source| source.content.mode());
     if let Some(source) = clean.or(source) {

@@ -7,6 +7,7 @@ pub mod guidance;
 pub mod health;
 pub mod held;
 pub mod noise;
+pub mod pan;
 pub mod pictures;
 pub mod preview;
 pub mod render;

@@ -13,6 +13,7 @@ use super::{
     health::{Health, HealthCheck, Verdict},
     held,
     noise::{Drawn, Noise},
+    pan::Pan,
     pictures::pictures,
     sigmas::Schedule,
     tiled::Tiled,
@@ -47,6 +48,8 @@ pub struct RenderRequest {
     pub decode: DecodeOptions,
     /// Pictures and clips that the video is to hold or to start from.
     pub conditions: Conditions,
+    /// How the picture goes sideways, by its noise.
+    pub pan: Pan,
     /// `[1, C, F, H, W]`: used instead of drawn noise.
     pub latents: Option<Tensor>,
     /// Tokens beside the clip's that a stopped render left with `latents`, see [`Denoised::beside`].
@@ -260,6 +263,7 @@ impl Renderer<'_> {
                 conditions: &conditions,
                 latents: given.as_ref().filter(|_| !resumed && !request.refine),
                 clean: given.as_ref().filter(|_| request.refine),
+                pan: &request.pan,
             },
             self.checkpoint.conditioning(),
             &geometry,

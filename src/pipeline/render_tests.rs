@@ -23,6 +23,7 @@ fn request() -> RenderRequest {
         max_sequence_length: 16,
         decode: DecodeOptions { timestep: 0.5, ..DecodeOptions::default() },
         conditions: Conditions::default(),
+        pan: Pan::default(),
         latents: None,
         beside: None,
         refine: false,

@@ -109,3 +109,22 @@ fn windows_that_cant_be_are_refused() {
     assert!(told(["--overlap", "9"]).contains("less than the window of 9 frames"));
     assert!(told(["--match-colour", "2"]).contains("from 0 to 1"));
 }
+
+#[test]
+fn a_pan_is_kept_in_the_recipe_and_in_every_window() {
+    let bench = Bench::new();
+    // 1.6 seconds a window, in which the noise goes one of the four cells.
+    let make = |more: &[&str]| bench.sora(&LONG).args(["--fps", "4"]).args(more).assert().success();
+    let made = make(&["--camera", "pan left", "--json", "-o", "pan.y4m"]).get_output().stdout.clone();
+    let recipe = serde_json::from_slice::<Value>(&made).expect("one JSON object")["recipe"].clone();
+    fs::write(bench.path("pan.json"), recipe.to_string()).expect("a recipe");
+    assert_eq!(recipe["pan"][0]["speed"], 0.15, "{recipe}");
+    bench.sora(&["gen", "--recipe", "pan.json", "-o", "again.y4m"]).assert().success();
+    assert!(read(&bench, "pan.y4m") == read(&bench, "again.y4m"), "the recipe gives other frames");
+    // Words alone leave the noise where it is.
+    let said = recipe["prompt"].as_str().expect("a prompt");
+    assert_eq!(said, "a red fox, camera pans left");
+    let words: Vec<&str> = LONG.iter().map(|word| if *word == "a red fox" { said } else { word }).collect();
+    bench.sora(&words).args(["--fps", "4", "-o", "said.y4m"]).assert().success();
+    assert!(read(&bench, "pan.y4m") != read(&bench, "said.y4m"), "the noise doesn't go with the camera");
+}

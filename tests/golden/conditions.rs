@@ -11,6 +11,7 @@ use sora::{
         conditions::{Condition, Conditions, Content},
         held::{Given, start},
         noise::TorchRng,
+        pan::Pan,
     },
     video::VideoSpec,
 };
@@ -59,7 +60,7 @@ fn conditions_become_the_references_tokens() {
     });
     let conditions = Conditions { list: list.collect(), ..Conditions::default() };
     let mut rng = TorchRng::new(serde_json::from_value(fixture.json("seed")).expect("a seed"));
-    let given = Given { conditions: &conditions, latents: None, clean: None };
+    let given = Given { conditions: &conditions, latents: None, clean: None, pan: &Pan::default() };
     let made = start(given, Conditioning::Beside, &GEOMETRY, &spec, 1.0, &Layout, &mut rng).expect("a start");
     let held = made.held.expect("something is held");
     let exact = Tolerance { max_abs: 1e-6, cosine: 0.999_999_9 };
@@ -98,7 +99,7 @@ fn a_first_frame_is_drawn_before_the_noise() {
     let conditions =
         Conditions { list: vec![Condition { content, frame: 0, strength: 1.0 }], ..Conditions::default() };
     let spec = VideoSpec { width: 96, height: 64, frames: 17, fps: 24.0 };
-    let given = Given { conditions: &conditions, latents: None, clean: None };
+    let given = Given { conditions: &conditions, latents: None, clean: None, pan: &Pan::default() };
     let (mut rng, mut plain) = (TorchRng::new(5), TorchRng::new(5));
     let made = start(given, Conditioning::FirstFrame, &GEOMETRY, &spec, 1.0, &Layout, &mut rng);
     let latents = made.expect("a start").latents;

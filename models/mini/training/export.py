@@ -14,12 +14,13 @@ from transformers import T5EncoderModel
 
 from captions import CAMERA_WORDS
 from latent_rgb import latent_rgb
-from train_transformer import timesteps
+from train_transformer import PAN, timesteps
 
 # What `--camera` and `--style` say for this model: phrases of its captions.
 DIRECTION = {
     "camera": {**{key.replace("_", " "): words[0] for key, words in CAMERA_WORDS.items()}, "dolly in": "dolly in", "dolly out": "dolly out"},
     "style": {"3d": "3d render", "black and white": "black and white", "animation": "2d cartoon"},
+    "pan": {"pan left": PAN, "pan right": -PAN},
 }
 
 

@@ -35,6 +35,7 @@ from basis import CHANNELS, PIXELS
 
 TEXT = 32  # tokens of a caption in training (the pipeline's 128 with a mask are the same)
 FRAME_RATE, RATIO_T, RATIO_S = 8, 4, 16
+PAN = 0.15  # widths of the picture that a pan covers in a second
 
 
 def make_model(channels):
@@ -312,6 +313,24 @@ def outside(n, frames, h, w, gen):
     return out.flatten(1)
 
 
+def follow(noise, clips, at, share, gen):
+    """Moves the noise of panning clips along with their pictures, so that noise that moves makes a pan.
+
+    noise: f32 [n, f, h, w, C], changed in place. `share` of the noise's power moves, the rest is every frame's own, so
+    that each frame alone is as it was (warped noise: Burgert et al., arXiv 2501.08331).
+    """
+    for one, clip, part in zip(noise, clips, share):
+        way = {"pan_left": 1, "pan_right": -1}.get(clip.camera)
+        if way is None or part == 0:
+            continue
+        _, h, w, c = one.shape
+        strip = torch.cat([torch.randn(h, w, c, generator=gen), one[0], torch.randn(h, w, c, generator=gen)], 1)
+        for i, start in enumerate(at):
+            frame = start + (RATIO_T - 1) / 2 * (i > 0)
+            moved = round(way * PAN * w * frame / FRAME_RATE)
+            one[i] = part**0.5 * strip[:, w - moved : 2 * w - moved] + (1 - part) ** 0.5 * one[i]
+
+
 def pack(x):
     return x.flatten(2).transpose(1, 2)
 
@@ -412,6 +431,9 @@ def train(args):
             heavy = heavy * (~clean)[..., None]
         x0 = pack(x)
         noise = torch.randn(x0.shape, generator=g)
+        if kind in ("video", "clean"):
+            share = [0 if r.random() < 0.2 else 1 if r.random() < 0.6 else r.random() for _ in clips]
+            follow(noise.view(n, f, h, w, -1), clips, at, share, g)
         xt = (1 - st[..., None]) * x0 + st[..., None] * noise
         if kind in GIVEN:  # the pipeline keeps given frames a little noisy in the beginning
             xt = xt + clean[..., None] * 0.15 * (s * s * (torch.rand(n, generator=g) < 0.8))[:, None, None] * noise

@@ -341,7 +341,8 @@ impl<'a> Storyboard<'a> {
         let before = if continues { self.shots.last() } else { None };
         let (frames, latent) = length(shot.duration, self.spec.fps, continues, geometry);
         let spec = VideoSpec { frames: (latent - 1) * geometry.temporal + 1, ..self.spec };
-        let directing = Directing { camera: shot.camera.clone(), style: shot.style.clone() };
+        let directing =
+            Directing { camera: shot.camera.clone(), style: shot.style.clone(), ..Directing::default() };
         let told = |part| directing.prompt(&shot.prompt, &defaults.direction, &info.name, part);
         let seconds = frames as f64 / spec.fps;
         let cut = self.request.take.plan(
@@ -440,7 +441,11 @@ impl<'a> Storyboard<'a> {
         GenerateRequest {
             model: self.source.clone(),
             prompt: shot.prompt.clone(),
-            directing: Directing { camera: shot.camera.clone(), style: shot.style.clone() },
+            directing: Directing {
+                camera: shot.camera.clone(),
+                style: shot.style.clone(),
+                ..Directing::default()
+            },
             negative_prompt: shot.negative_prompt.clone(),
             size: SizeChoice::Sides { width: Some(spec.width), height: Some(spec.height) },
             length: LengthChoice::Frames(spec.frames),
