@@ -4,13 +4,17 @@
 //! cargo bench --bench kernels
 //! ```
 
-use candle_core::{Device, Result, Tensor};
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Result, Tensor};
 use criterion::{Criterion, criterion_main};
 use sora::nn::{
+    Linear,
     activation::gelu_tanh,
     attention::attention,
     conv3d::{Conv3d, ConvShape},
 };
+use sora::{device::Placement, weights::Weights};
 
 fn noise(shape: &[usize]) -> Result<Tensor> {
     Tensor::randn(0f32, 1f32, shape, &Device::Cpu)
@@ -21,6 +25,19 @@ fn kernels(c: &mut Criterion) -> Result<()> {
     c.bench_function("attention 8 × 320 × 32", |b| {
         b.iter(|| attention(&q, &k, &v, None, 32f64.powf(-0.5)))
     });
+    for (tokens, into, out) in [(320, 256, 1024), (256, 2048, 8192), (1120, 2048, 2048), (1120, 8192, 2048)] {
+        let name = format!("linear {tokens} × {into} → {out}");
+        let tensors = HashMap::from([("weight".to_owned(), noise(&[out, into])?)]);
+        let weights = Weights::from_tensors("bench", tensors);
+        let loader = weights.loader(&Placement { device: Device::Cpu, dtype: DType::F32 });
+        let linear = Linear::new(into, out, false, &loader).expect("a weight of this shape");
+        let x = noise(&[tokens, into])?;
+        c.bench_function(&name, |b| b.iter(|| linear.forward(&x)));
+        let plain = noise(&[out, into])?;
+        c.bench_function(&format!("candle's matmul {tokens} × {into} → {out}"), |b| {
+            b.iter(|| x.matmul(&plain.t()?))
+        });
+    }
     let x = noise(&[320, 1024])?;
     c.bench_function("gelu 320 × 1024", |b| b.iter(|| gelu_tanh(&x)));
     let (weight, bias) = (noise(&[256, 64, 3, 3, 3])?, noise(&[256])?);

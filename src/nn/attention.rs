@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    nn::kernel::{LANES, Values, exp, expect_len, sum, wide},
+    nn::kernel::{LANES, Target, Values, exp, expect_len, sum, wide},
 };
 
 /// Queries and keys of a block of scores: together with its output it stays in a core's own cache.
@@ -100,7 +100,7 @@ fn blocks(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f32)
         let bias = bias.map(|bias| bias.contiguous()).transpose()?;
         let bias = bias.as_ref().map(Values::<f32>::contiguous).transpose()?;
         let bias = bias.as_deref();
-        let target = Target(out.as_mut_ptr());
+        let target = Target::new(&mut out);
         let query_blocks = l.div_ceil(QUERIES);
         (0..b * h * query_blocks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
             let (head, first) = (task / query_blocks, task % query_blocks * QUERIES);
@@ -132,21 +132,6 @@ fn blocks(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scale: f32)
 /// The tensor such that the values of a row are neighbours.
 fn dense_rows(t: &Tensor) -> Result<Tensor> {
     if t.stride()[3] == 1 || t.dim(3)? == 1 { Ok(t.clone()) } else { Ok(t.contiguous()?) }
-}
-
-/// Output that tasks write disjoint rows of.
-struct Target(*mut f32);
-
-// SAFETY: only `write` uses the pointer, whose callers promise disjoint places.
-unsafe impl Sync for Target {}
-
-impl Target {
-    /// # Safety
-    /// `start + row.len()` values must be there, and no other thread may touch them meanwhile.
-    unsafe fn write(&self, start: usize, row: &[f32]) {
-        // SAFETY: promised by the caller.
-        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.0.add(start), row.len()) };
-    }
 }
 
 /// What a thread keeps between its tasks.

@@ -85,6 +85,28 @@ pub(crate) fn map_rows(x: &Tensor, row: impl Fn(usize, &[f32], &mut [f32]) + Syn
     Ok(Tensor::from_vec(out, x.shape(), x.device())?.to_dtype(x.dtype())?)
 }
 
+/// Output that tasks write disjoint places of.
+pub(crate) struct Target<'a> {
+    start: *mut f32,
+    out: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: only `write` uses the pointer, whose callers promise disjoint places.
+unsafe impl Sync for Target<'_> {}
+
+impl<'a> Target<'a> {
+    pub(crate) fn new(out: &'a mut [f32]) -> Self {
+        Self { start: out.as_mut_ptr(), out: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// `start + row.len()` values must be there, and no other thread may touch them meanwhile.
+    pub(crate) unsafe fn write(&self, start: usize, row: &[f32]) {
+        // SAFETY: promised by the caller.
+        unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), self.start.add(start), row.len()) };
+    }
+}
+
 /// Checks the length of what a kernel reads beside its rows.
 pub(crate) fn expect_len(what: &str, found: usize, expected: usize) -> candle_core::Result<()> {
     if found != expected {

@@ -7,6 +7,10 @@ use candle_core::{
 
 use crate::{
     error::Result,
+    nn::{
+        kernel::widen,
+        product::{LEAST, product},
+    },
     weights::{Adapter, Loader, Matrix, Packed},
 };
 
@@ -57,9 +61,10 @@ impl Linear {
             }
             .into());
         }
-        let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
+        let n = x.elem_count() / self.d_in.max(1);
+        let x = x.reshape((n, self.d_in))?; // [N, in]
         let y = match &self.kind {
-            Kind::Real(weight) if x.device().is_cpu() && x.dtype() != DType::F32 => {
+            Kind::Real(weight) if x.device().is_cpu() && (x.dtype() != DType::F32 || n >= LEAST) => {
                 let rows = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
                 self.widened(&x, rows)?
             }
@@ -85,9 +90,17 @@ impl Linear {
 
     /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights are widened to f32 a
     /// few rows at a time, and the result is rounded once, as an accelerator does it.
-    fn widened(&self, x: &Tensor, rows: impl Fn(usize, usize) -> Result<Tensor>) -> Result<Tensor> {
+    fn widened(&self, x: &Tensor, rows: impl Fn(usize, usize) -> Result<Tensor> + Sync) -> Result<Tensor> {
         let dtype = x.dtype();
-        let x = x.to_dtype(DType::F32)?;
+        let x = widen(x)?;
+        if x.dim(0)? >= LEAST {
+            let bias = self.bias.as_ref().map(widen).transpose()?;
+            let mut y = product(&x, self.d_out, bias.as_ref(), rows)?;
+            for adapter in &self.adapters {
+                y = (y + adapter.forward(&x, 0, self.d_out)?)?;
+            }
+            return Ok(y.to_dtype(dtype)?);
+        }
         let mut blocks = Vec::new();
         for start in (0..self.d_out).step_by(ROWS) {
             let count = ROWS.min(self.d_out - start);

@@ -10,6 +10,7 @@ pub mod linear;
 pub mod modulate;
 pub mod norm;
 pub mod pixel_norm;
+mod product;
 pub mod rope;
 mod tile;
 
