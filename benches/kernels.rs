@@ -26,15 +26,16 @@ fn kernels(c: &mut Criterion) -> Result<()> {
         b.iter(|| attention(&q, &k, &v, None, 32f64.powf(-0.5)))
     });
     for (tokens, into, out) in [(320, 256, 1024), (256, 2048, 8192), (1120, 2048, 2048), (1120, 8192, 2048)] {
-        let name = format!("linear {tokens} × {into} → {out}");
+        let name = format!("linear, bf16, {tokens} × {into} → {out}");
         let tensors = HashMap::from([("weight".to_owned(), noise(&[out, into])?)]);
         let weights = Weights::from_tensors("bench", tensors);
-        let loader = weights.loader(&Placement { device: Device::Cpu, dtype: DType::F32 });
+        let loader = weights.loader(&Placement { device: Device::Cpu, dtype: DType::BF16 });
         let linear = Linear::new(into, out, false, &loader).expect("a weight of this shape");
         let x = noise(&[tokens, into])?;
-        c.bench_function(&name, |b| b.iter(|| linear.forward(&x)));
+        let half = x.to_dtype(DType::BF16)?;
+        c.bench_function(&name, |b| b.iter(|| linear.forward(&half)));
         let plain = noise(&[out, into])?;
-        c.bench_function(&format!("candle's matmul {tokens} × {into} → {out}"), |b| {
+        c.bench_function(&format!("candle's matmul, f32, {tokens} × {into} → {out}"), |b| {
             b.iter(|| x.matmul(&plain.t()?))
         });
     }

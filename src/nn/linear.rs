@@ -61,10 +61,9 @@ impl Linear {
             }
             .into());
         }
-        let n = x.elem_count() / self.d_in.max(1);
-        let x = x.reshape((n, self.d_in))?; // [N, in]
+        let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
         let y = match &self.kind {
-            Kind::Real(weight) if x.device().is_cpu() && (x.dtype() != DType::F32 || n >= LEAST) => {
+            Kind::Real(weight) if x.device().is_cpu() && x.dtype() != DType::F32 => {
                 let rows = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
                 self.widened(&x, rows)?
             }
