@@ -8,6 +8,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
+    isa::Isa,
     kernel::{Values, widen},
     tile::{COLS, Kernels, Line, ROWS},
 };
@@ -126,19 +127,25 @@ impl Conv3d {
                 let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
                 let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
                 let clip = Clip { values: &x, zeros, bias: &bias, dims: [f, h, w] };
-                let out = self.on_cpu(&clip, values, skip.as_deref(), dims);
+                let out = self.on_cpu(Kernels::new(Isa::chosen()?), &clip, values, skip.as_deref(), dims);
                 Ok(Tensor::from_vec(out, &dims, &Device::Cpu)?)
             }
         }
     }
 
     /// Shares the output out in blocks of cells. Each number is summed in one order, whatever the blocks are.
-    fn on_cpu(&self, clip: &Clip, panels: &Panels, skip: Option<&[f32]>, dims: [usize; 4]) -> Vec<f32> {
+    fn on_cpu(
+        &self,
+        kernels: Kernels,
+        clip: &Clip,
+        panels: &Panels,
+        skip: Option<&[f32]>,
+        dims: [usize; 4],
+    ) -> Vec<f32> {
         let [of, oh, ow, c_out] = dims;
         let cells = of * oh * ow;
         let share = cells.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
         let block = share.clamp(ROWS, MAX_CELLS) * c_out;
-        let kernels = Kernels::widest();
         let mut out = vec![0f32; cells * c_out];
         out.par_chunks_mut(block).enumerate().for_each(|(index, out)| {
             let start = index * block;

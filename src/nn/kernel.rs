@@ -134,17 +134,12 @@ macro_rules! wide {
                 fn avx512($($arg: $kind),*) $(-> $out)? {
                     plain($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                {
-                    // SAFETY: this CPU has all four, it was asked just now.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: this CPU has AVX2, it was asked just now.
-                    return unsafe { avx2($($arg),*) };
+                match $crate::nn::isa::Isa::current() {
+                    // SAFETY: this CPU has all four, or it would not be chosen.
+                    $crate::nn::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::nn::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    _ => {}
                 }
             }
             plain($($arg),*)

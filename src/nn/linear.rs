@@ -9,11 +9,13 @@ use crate::{
     error::Result,
     nn::{
         kernel::widen,
-        product::{LEAST, product},
+        product::{LEAST, Rows, product},
     },
     weights::{Adapter, Loader, Matrix, Packed},
 };
 
+/// Apple's library multiplies f32 faster than the kernels of this floor.
+const FRAMEWORK: bool = cfg!(feature = "accelerate");
 /// Rows of a weight that are widened at a time on a CPU.
 pub(crate) const ROWS: usize = 1024;
 
@@ -63,9 +65,9 @@ impl Linear {
         }
         let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
         let y = match &self.kind {
-            Kind::Real(weight) if x.device().is_cpu() && x.dtype() != DType::F32 => {
-                let rows = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
-                self.widened(&x, rows)?
+            Kind::Real(weight) if x.device().is_cpu() && !(FRAMEWORK && x.dtype() == DType::F32) => {
+                let few = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
+                self.widened(&x, &Rows::of(weight)?, few)?
             }
             Kind::Real(weight) => {
                 let y = x.matmul(&weight.t()?)?;
@@ -74,7 +76,10 @@ impl Linear {
                     None => y,
                 }
             }
-            Kind::Packed(packed) => self.widened(&x, |start, count| packed.rows(start, count))?,
+            Kind::Packed(packed) => {
+                let decode = |start, out: &mut [f32]| packed.fill(start, out);
+                self.widened(&x, &Rows::Stored(&decode), |start, count| packed.rows(start, count))?
+            }
             Kind::Blocks(weight) => {
                 let wide = x.to_dtype(DType::F32)?;
                 let y = self.finish(weight.forward(&wide)?, &wide, 0, self.d_out)?;
@@ -89,12 +94,17 @@ impl Linear {
 
     /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights are widened to f32 a
     /// few rows at a time, and the result is rounded once, as an accelerator does it.
-    fn widened(&self, x: &Tensor, rows: impl Fn(usize, usize) -> Result<Tensor> + Sync) -> Result<Tensor> {
+    fn widened(
+        &self,
+        x: &Tensor,
+        weight: &Rows,
+        few: impl Fn(usize, usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = widen(x)?;
         if x.dim(0)? >= LEAST {
             let bias = self.bias.as_ref().map(widen).transpose()?;
-            let mut y = product(&x, self.d_out, bias.as_ref(), rows)?;
+            let mut y = product(&x, weight, self.d_out, bias.as_ref())?;
             for adapter in &self.adapters {
                 y = (y + adapter.forward(&x, 0, self.d_out)?)?;
             }
@@ -103,7 +113,7 @@ impl Linear {
         let mut blocks = Vec::new();
         for start in (0..self.d_out).step_by(ROWS) {
             let count = ROWS.min(self.d_out - start);
-            let y = x.matmul(&rows(start, count)?.t()?)?;
+            let y = x.matmul(&few(start, count)?.t()?)?;
             blocks.push(self.finish(y, &x, start, count)?.to_dtype(dtype)?);
         }
         Ok(Tensor::cat(&blocks, 1)?)

@@ -1,65 +1,112 @@
-//! `x · Wᵀ` on a CPU: weights come a panel of rows at a time, in whatever form they are kept, and are laid out for the
+//! `x · Wᵀ` on a CPU: rows of the weight come a panel at a time, in whatever form they are kept, and are laid out for the
 //! kernels as they come. So none is kept twice, and a stored matrix takes no memory of its own.
+//!
+//! Blocks are those of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008): a part of a
+//! panel stays in the first cache, a block of rows in the second.
+
+use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
+    isa::Isa,
     kernel::{Target, Values, expect_len},
-    tile::{COLS, Kernels, Line, ROWS},
+    micro::Micro,
 };
 use crate::error::Result;
 
-/// Inner values that go through a kernel at a time: half of the columns of a panel, so deep, fill half of the first cache.
-const DEPTH: usize = 256;
-/// Panels that are laid out at a time, and share a read of `x`.
-const GROUP: usize = 4;
-/// Tiles of `x` that share a read of the weights; a [`DEPTH`] of them stays in a core's own cache.
-const TILES: usize = 8;
+/// Inner values that go through a kernel at a time: so much of a panel leaves room in the first cache.
+const DEPTH: usize = 384;
+/// Columns that are laid out at a time, and share a read of `x`.
+const GROUP: usize = 128;
+/// Rows of `x` that share a read of a panel; a [`DEPTH`] of them fills half of a core's own cache.
+const BLOCK: usize = 144;
 
 /// Fewer rows of `x` don't pay for the layout.
-pub(crate) const LEAST: usize = ROWS;
+pub(crate) const LEAST: usize = 6;
 
-/// `x` `[N, in]`, f32, contiguous → `[N, out]`, f32. `rows(start, count)` gives rows of the weight, `[count, in]`, f32.
+/// Rows of a weight, `[out, in]`.
+pub(crate) enum Rows<'a> {
+    F32(Values<'a, f32>),
+    F16(Values<'a, f16>),
+    Bf16(Values<'a, bf16>),
+    /// Decodes rows from a number on: as many as there is room for.
+    Stored(&'a (dyn Fn(usize, &mut [f32]) -> Result<()> + Sync)),
+}
+
+impl<'a> Rows<'a> {
+    /// The values of a weight that lies in memory.
+    pub(crate) fn of(weight: &'a Tensor) -> Result<Self> {
+        Ok(match weight.dtype() {
+            candle_core::DType::F16 => Self::F16(Values::contiguous(weight)?),
+            candle_core::DType::BF16 => Self::Bf16(Values::contiguous(weight)?),
+            _ => Self::F32(Values::contiguous(weight)?),
+        })
+    }
+
+    /// Rows `rows`, `[rows, in]`, in f32: where they lie, or widened into `scratch`.
+    fn widened<'s>(
+        &'s self,
+        rows: &Range<usize>,
+        d_in: usize,
+        scratch: &'s mut Vec<f32>,
+    ) -> Result<&'s [f32]> {
+        let range = rows.start * d_in..rows.end * d_in;
+        if let Self::F32(values) = self {
+            return Ok(&values[range]);
+        }
+        scratch.resize(range.len(), 0.0);
+        match self {
+            Self::F16(values) => values[range].convert_to_f32_slice(scratch),
+            Self::Bf16(values) => values[range].convert_to_f32_slice(scratch),
+            Self::Stored(decode) => decode(rows.start, scratch)?,
+            Self::F32(_) => unreachable!("returned above"),
+        }
+        Ok(scratch)
+    }
+}
+
+/// `x` `[N, in]`, f32, contiguous → `[N, out]`, f32.
 ///
 /// Each number is summed in one order, whatever the number of threads.
-pub(crate) fn product(
-    x: &Tensor,
-    d_out: usize,
-    bias: Option<&Tensor>,
-    rows: impl Fn(usize, usize) -> Result<Tensor> + Sync,
-) -> Result<Tensor> {
+pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
+    run(Micro::new(Isa::chosen()?), x, weight, d_out, bias)
+}
+
+fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
     let (n, d_in) = x.dims2()?;
     let bias = bias.map(Values::<f32>::contiguous).transpose()?;
     if let Some(bias) = &bias {
         expect_len("the bias of a linear layer", bias.len(), d_out)?;
     }
-    let (bias, kernels) = (bias.as_deref(), Kernels::widest());
+    let bias = bias.as_deref();
     let mut out = vec![0f32; n * d_out];
     let target = Target::new(&mut out);
-    let parts = Parts::new(&Values::<f32>::contiguous(x)?[..n * d_in], d_in);
-    let share = d_out.div_ceil(COLS).div_ceil(2 * rayon::current_num_threads());
-    let group = share.clamp(1, GROUP) * COLS;
+    let tiles = Tiles::new(&Values::<f32>::contiguous(x)?[..n * d_in], d_in, micro.rows);
+    let panels = d_out.div_ceil(micro.columns);
+    let share = panels.div_ceil(2 * rayon::current_num_threads());
+    let group = share.clamp(1, GROUP / micro.columns) * micro.columns;
     (0..d_out.div_ceil(group)).into_par_iter().try_for_each_init(Scratch::default, |scratch, index| {
-        let first = index * group;
-        let columns = group.min(d_out - first);
-        let weight = rows(first, columns)?;
-        let weight = Values::<f32>::contiguous(&weight)?;
-        lay_out(&weight[..columns * d_in], d_in, &mut scratch.panels);
-        for block in 0..parts.tiles.div_ceil(TILES) {
-            let rows = block * TILES * ROWS..n.min((block + 1) * TILES * ROWS);
-            parts.multiply(kernels, block, &scratch.panels, columns, &mut scratch.sums);
-            for (panel, sums) in scratch.sums.iter_mut().enumerate() {
-                let start = first + panel * COLS;
-                let columns = COLS.min(first + columns - start);
-                for (row, sums) in rows.clone().zip(sums.as_flattened_mut()) {
-                    let sums = &mut sums.0[..columns];
-                    if let Some(bias) = bias {
-                        sums.iter_mut().zip(&bias[start..]).for_each(|(sum, bias)| *sum += bias);
-                    }
-                    // SAFETY: within a row of `out`, in columns that belong to this task alone.
-                    unsafe { target.write(row * d_out + start, sums) };
+        let columns = index * group..d_out.min((index + 1) * group);
+        let Scratch { wide, panels, sums } = scratch;
+        panels.lay_out(weight, columns.clone(), d_in, micro.columns, wide)?;
+        multiply(micro, &tiles, panels.numbers(), sums);
+        let tile = micro.rows * micro.columns;
+        for (panel, sums) in sums.chunks_exact(tiles.count * tile).enumerate() {
+            let start = columns.start + panel * micro.columns;
+            let width = micro.columns.min(columns.end - start);
+            let sums = sums.chunks_exact(micro.columns);
+            let mut line = [0f32; LINE * 2];
+            for (row, sums) in (0..n).zip(sums) {
+                let line = &mut line[..width];
+                line.copy_from_slice(&sums[..width]);
+                if let Some(bias) = bias {
+                    line.iter_mut().zip(&bias[start..]).for_each(|(sum, bias)| *sum += bias);
                 }
+                // SAFETY: within a row of `out`, in columns that belong to this task alone.
+                unsafe { target.write(row * d_out + start, line) };
             }
         }
         Ok::<_, crate::error::Error>(())
@@ -67,82 +114,123 @@ pub(crate) fn product(
     Ok(Tensor::from_vec(out, (n, d_out), &Device::Cpu)?)
 }
 
+/// `sums[panel][tile]` = tile · panel.
+fn multiply(micro: Micro, tiles: &Tiles, panels: &[f32], sums: &mut Vec<f32>) {
+    let tile = micro.rows * micro.columns;
+    let panels = panels.chunks_exact(tiles.d_in * micro.columns);
+    sums.clear();
+    sums.resize(panels.len() * tiles.count * tile, 0.0);
+    let step = (BLOCK / micro.rows).max(1);
+    for start in (0..tiles.d_in).step_by(DEPTH) {
+        let part = start..tiles.d_in.min(start + DEPTH);
+        for first in (0..tiles.count).step_by(step) {
+            let block = first..tiles.count.min(first + step);
+            for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(tiles.count * tile)) {
+                let panel = &panel[part.start * micro.columns..part.end * micro.columns];
+                let sums = sums[block.start * tile..block.end * tile].chunks_exact_mut(tile);
+                for (rows, sums) in tiles.part(&part, &block).zip(sums) {
+                    micro.run(rows, panel, sums);
+                }
+            }
+        }
+    }
+}
+
 /// What a thread keeps between groups of panels.
 #[derive(Default)]
 struct Scratch {
-    /// `[panels, in]`
-    panels: Vec<Line>,
-    /// For each panel.
-    sums: Vec<[[Line; ROWS]; TILES]>,
+    wide: Vec<f32>,
+    panels: Panels,
+    /// `[panels, tiles, R, C]`
+    sums: Vec<f32>,
 }
 
-/// Rows of the weight, `[columns, d_in]`, as lines of panels; zeros where there are none.
-fn lay_out(weight: &[f32], d_in: usize, panels: &mut Vec<Line>) {
-    /// Lines that are filled at a time: as many as numbers of a row share a line of the cache.
-    const STEP: usize = 16;
-    let count = weight.len().div_ceil(COLS * d_in);
-    if weight.len() < count * COLS * d_in {
-        panels.clear();
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+/// `[panels, in, C]`, so laid out that no vector load straddles two lines of the cache.
+#[derive(Default)]
+struct Panels(Vec<Line>);
+
+impl Panels {
+    fn numbers(&self) -> &[f32] {
+        // SAFETY: a line is its numbers, without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
-    panels.resize(count * d_in, Line::ZERO);
-    for (weight, panel) in weight.chunks(COLS * d_in).zip(panels.chunks_exact_mut(d_in)) {
-        for (first, lines) in panel.chunks_mut(STEP).enumerate() {
-            for (column, row) in weight.chunks_exact(d_in).enumerate() {
-                for (line, value) in lines.iter_mut().zip(&row[first * STEP..]) {
-                    line.0[column] = *value;
+
+    fn numbers_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above; the borrow is of all lines.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
+    }
+
+    /// Rows `columns` of the weight, as columns of panels `width` wide; what is left of the last panel is zero.
+    fn lay_out(
+        &mut self,
+        weight: &Rows,
+        columns: Range<usize>,
+        d_in: usize,
+        width: usize,
+        wide: &mut Vec<f32>,
+    ) -> Result<()> {
+        let count = columns.len().div_ceil(width);
+        self.0.resize(count * width * d_in / LINE, Line([0.0; LINE]));
+        for (panel, start) in
+            self.numbers_mut().chunks_exact_mut(width * d_in).zip(columns.clone().step_by(width))
+        {
+            let rows = start..columns.end.min(start + width);
+            if rows.len() < width {
+                panel.fill(0.0);
+            }
+            // A part of a row at a time: it is read in one go, and the lines that it goes to stay in the first cache.
+            let rows = weight.widened(&rows, d_in, wide)?;
+            for (part, panel) in panel.chunks_mut(DEPTH * width).enumerate() {
+                for (column, row) in rows.chunks_exact(d_in).enumerate() {
+                    for (line, value) in panel.chunks_exact_mut(width).zip(&row[part * DEPTH..]) {
+                        line[column] = *value;
+                    }
                 }
             }
         }
+        Ok(())
     }
 }
 
-/// `x` cut into parts of [`DEPTH`] columns, so that the rows of a tile lie next to each other.
-struct Parts {
-    /// `[parts, tiles · ROWS, DEPTH]`, zeros beyond the last row.
+/// `x` cut into parts of [`DEPTH`] columns and tiles of R rows: `[parts, tiles, depth, R]`, zeros beyond the last row.
+struct Tiles {
     values: Vec<f32>,
-    tiles: usize,
+    count: usize,
+    rows: usize,
     d_in: usize,
 }
 
-impl Parts {
-    fn new(x: &[f32], d_in: usize) -> Self {
-        let rows = x.len() / d_in;
-        let tiles = rows.div_ceil(ROWS);
-        let mut values = vec![0f32; d_in.div_ceil(DEPTH) * tiles * ROWS * DEPTH];
-        values.par_chunks_mut(tiles * ROWS * DEPTH).enumerate().for_each(|(part, values)| {
-            let start = part * DEPTH;
-            let depth = DEPTH.min(d_in - start);
-            for (to, from) in values.chunks_exact_mut(DEPTH).zip(x.chunks_exact(d_in)) {
-                to[..depth].copy_from_slice(&from[start..start + depth]);
-            }
-        });
-        Self { values, tiles, d_in }
-    }
-
-    /// `sums[panel][row]` = row · panel, for the rows of a block of tiles.
-    fn multiply(
-        &self,
-        kernels: Kernels,
-        block: usize,
-        panels: &[Line],
-        columns: usize,
-        sums: &mut Vec<[[Line; ROWS]; TILES]>,
-    ) {
-        sums.clear();
-        sums.resize(panels.len() / self.d_in, [[Line::ZERO; ROWS]; TILES]);
-        let tiles = block * TILES..self.tiles.min((block + 1) * TILES);
-        let parts = self.values.chunks_exact(self.tiles * ROWS * DEPTH);
-        for (index, part) in parts.enumerate() {
-            let part = &part[tiles.start * ROWS * DEPTH..tiles.end * ROWS * DEPTH];
-            for (panel, sums) in sums.iter_mut().enumerate() {
-                let start = panel * self.d_in + index * DEPTH;
-                let lines = &panels[start..start + DEPTH.min(self.d_in - index * DEPTH)];
-                for (tile, sums) in part.chunks_exact(ROWS * DEPTH).zip(sums) {
-                    let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &tile[i * DEPTH..(i + 1) * DEPTH]);
-                    kernels.run(&rows, lines, sums, columns - panel * COLS);
+impl Tiles {
+    fn new(x: &[f32], d_in: usize, rows: usize) -> Self {
+        let count = x.len().div_ceil(d_in * rows);
+        let mut values = vec![0f32; count * rows * d_in];
+        let mut jobs = Vec::new();
+        for (part, values) in values.chunks_mut(count * rows * DEPTH).enumerate() {
+            let depth = values.len() / (count * rows);
+            jobs.extend(values.chunks_exact_mut(depth * rows).enumerate().map(|(tile, to)| (part, tile, to)));
+        }
+        jobs.into_par_iter().with_min_len(8).for_each(|(part, tile, to)| {
+            let from = x[tile * rows * d_in..].chunks_exact(d_in).take(rows);
+            for (i, from) in from.enumerate() {
+                for (to, value) in to.chunks_exact_mut(rows).zip(&from[part * DEPTH..]) {
+                    to[i] = *value;
                 }
             }
-        }
+        });
+        Self { values, count, rows, d_in }
+    }
+
+    /// The tiles of a block, each `[depth, R]`.
+    fn part(&self, part: &Range<usize>, block: &Range<usize>) -> std::slice::ChunksExact<'_, f32> {
+        let (start, size) = (part.start * self.count * self.rows, part.len() * self.rows);
+        self.values[start + block.start * size..start + block.end * size].chunks_exact(size)
     }
 }
 
@@ -150,34 +238,54 @@ impl Parts {
 mod tests {
     use super::*;
 
-    #[test]
-    fn odd_shapes_agree_with_sums_in_f64() {
+    fn draw(rows: usize, columns: usize, seed: usize) -> Tensor {
         let number = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.5;
-        let draw = |rows: usize, columns: usize, seed: usize| {
-            let values: Vec<f32> = (0..rows * columns).map(|i| number(i * 31 + seed)).collect();
-            Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
-        };
+        let values: Vec<f32> = (0..rows * columns).map(|i| number(i * 31 + seed)).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn odd_shapes_agree_with_sums_in_f64_on_every_path() {
         for (n, d_in, d_out) in
-            [(1, 1, 1), (12, 256, 32), (13, 257, 33), (40, 300, 7), (ROWS * TILES + 1, 5, 300)]
+            [(1, 1, 1), (12, 384, 32), (13, 385, 33), (40, 300, 7), (BLOCK + 1, 5, 300), (3, 800, 130)]
         {
             let (x, w) = (draw(n, d_in, 1), draw(d_out, d_in, 2));
             let bias = draw(1, d_out, 3).flatten_all().unwrap();
-            let y = product(&x, d_out, Some(&bias), |start, count| Ok(w.narrow(0, start, count)?)).unwrap();
             let wide = |t: &Tensor| t.to_dtype(candle_core::DType::F64).unwrap();
             let real = wide(&x).matmul(&wide(&w).t().unwrap()).unwrap().broadcast_add(&wide(&bias)).unwrap();
-            let apart = (wide(&y) - real).unwrap().abs().unwrap().max_all().unwrap();
-            let apart = apart.to_scalar::<f64>().unwrap();
-            assert!(apart < 1e-6 + 1e-7 * d_in as f64, "{n} × {d_in} × {d_out}: {apart}");
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there()) {
+                let y = run(Micro::new(isa), &x, &Rows::of(&w).unwrap(), d_out, Some(&bias)).unwrap();
+                let apart = (wide(&y) - &real).unwrap().abs().unwrap().max_all().unwrap();
+                let apart = apart.to_scalar::<f64>().unwrap();
+                assert!(apart < 1e-6 + 1e-7 * d_in as f64, "{isa:?} {n} × {d_in} × {d_out}: {apart}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_weight_gives_the_same_bits() {
+        let (x, w) = (draw(20, 100, 1), draw(50, 100, 2));
+        let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for dtype in [candle_core::DType::F16, candle_core::DType::BF16, candle_core::DType::F32] {
+            let narrow = w.to_dtype(dtype).unwrap();
+            let wide = narrow.to_dtype(candle_core::DType::F32).unwrap();
+            let stored = wide.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let decode = |start: usize, out: &mut [f32]| {
+                out.copy_from_slice(&stored[start * 100..start * 100 + out.len()]);
+                Ok(())
+            };
+            let y = values(product(&x, &Rows::of(&narrow).unwrap(), 50, None).unwrap());
+            assert!(y == values(product(&x, &Rows::of(&wide).unwrap(), 50, None).unwrap()));
+            assert!(y == values(product(&x, &Rows::Stored(&decode), 50, None).unwrap()));
         }
     }
 
     #[test]
     fn threads_change_no_bit() {
-        let draw = |shape: (usize, usize)| Tensor::randn(0f32, 1.0, shape, &Device::Cpu).unwrap();
-        let (x, w) = (draw((50, 700)), draw((150, 700)));
+        let (x, w) = (draw(50, 700, 1), draw(150, 700, 2));
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let y = pool.install(|| product(&x, 150, None, |start, count| Ok(w.narrow(0, start, count)?)));
+            let y = pool.install(|| product(&x, &Rows::of(&w).unwrap(), 150, None));
             y.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert!(run(1) == run(2) && run(2) == run(5));
@@ -186,7 +294,8 @@ mod tests {
     #[test]
     fn a_weight_that_cannot_be_read_is_an_error() {
         let x = Tensor::zeros((12, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let error = product(&x, 64, None, |start, count| Ok(x.narrow(0, start, count)?)).unwrap_err();
-        assert!(error.to_string().contains("narrow"), "{error}");
+        let decode = |_: usize, _: &mut [f32]| Err(crate::error::Error::invalid("a weight", "it is torn"));
+        let error = product(&x, &Rows::Stored(&decode), 64, None).unwrap_err();
+        assert!(error.to_string().contains("torn"), "{error}");
     }
 }

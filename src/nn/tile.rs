@@ -1,5 +1,7 @@
 //! The innermost product of the convolutions on a CPU: a few rows times a panel of weights, in registers.
 
+use super::isa::Isa;
+
 /// Rows of one tile.
 pub(crate) const ROWS: usize = 12;
 /// Columns of one tile, which is how many output channels a panel of weights holds.
@@ -31,27 +33,23 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// The widest ones that this processor runs.
-    pub fn widest() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                return Self { full: avx512, half: avx512_half };
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self { full: avx2, half: avx2_half };
-            }
+    /// Those for `isa`, or plain loops where this processor doesn't have that.
+    pub fn new(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if isa.is_there() => Self { full: avx512, half: avx512_half },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if isa.is_there() => Self { full: avx2, half: avx2_half },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Self { full: neon, half: neon_half },
+            _ => Self { full: portable::<COLS>, half: portable::<HALF> },
         }
-        #[cfg(target_arch = "aarch64")]
-        return Self { full: neon, half: neon_half };
-        #[cfg(not(target_arch = "aarch64"))]
-        Self { full: portable::<COLS>, half: portable::<HALF> }
     }
 
     /// Adds `rows · panel` to the first `columns` of `sums`; the others are left or added to.
     pub fn run(self, rows: &[&[f32]; ROWS], panel: &[Line], sums: &mut [Line; ROWS], columns: usize) {
         let kernel = if columns > HALF { self.full } else { self.half };
-        // SAFETY: `widest` asked the processor for what its kernels need.
+        // SAFETY: `new` asked the processor for what its kernels need.
         unsafe { kernel(rows, panel, sums) }
     }
 }
@@ -161,12 +159,8 @@ mod tests {
         let rows: [&[f32]; ROWS] = std::array::from_fn(|i| &values[i * DEPTH..]);
         let panel: Vec<Line> =
             (0..DEPTH).map(|k| Line(std::array::from_fn(|j| number(k * COLS + j + 31)))).collect();
-        let portable = Kernels { full: portable::<COLS>, half: portable::<HALF> };
-        let mut kernels = vec![Kernels::widest(), portable];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            kernels.push(Kernels { full: avx2, half: avx2_half });
-        }
+        let there = Isa::ALL.into_iter().filter(|isa| isa.is_there());
+        let kernels: Vec<Kernels> = there.map(Kernels::new).collect();
         for (kernels, columns) in kernels.iter().flat_map(|kernels| [(kernels, COLS), (kernels, 9)]) {
             let mut sums = [Line([1.0; COLS]); ROWS];
             kernels.run(&rows, &panel, &mut sums, columns);

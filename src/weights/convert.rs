@@ -109,6 +109,16 @@ pub(super) fn values<T: Wanted>(raw: Raw<'_>, count: usize) -> Result<Vec<T>, Re
     Ok(values)
 }
 
+/// Decodes into `out` on the thread that asks; refused if a value is not finite.
+pub(super) fn fill(raw: Raw<'_>, out: &mut [f32]) -> Result<(), Refusal> {
+    if raw.encoding.bytes_of(out.len()) != Some(raw.bytes.len()) {
+        return Err(Refusal::Dtype);
+    }
+    raw.decode(0, raw.bytes, out)?;
+    let finite = out.iter().fold(true, |finite, value| finite & value.is_finite());
+    if finite { Ok(()) } else { Err(Refusal::NotFinite) }
+}
+
 /// Looks at every value and keeps none; refused if one is not finite.
 pub(super) fn check(raw: Raw<'_>) -> Result<(), Refusal> {
     let chunk_bytes = raw.encoding.bytes_of(CHUNK).ok_or(Refusal::Dtype)?;

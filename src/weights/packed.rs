@@ -35,6 +35,18 @@ impl Packed {
 
     /// Rows `start..start + count` as `[count, columns]`, f32, on the CPU.
     pub fn rows(&self, start: usize, count: usize) -> Result<Tensor> {
+        let raw = self.raw(start, count)?;
+        let values = convert::values::<f32>(raw, count * self.columns).map_err(changed)?;
+        Ok(Tensor::from_vec(values, (count, self.columns), &Device::Cpu)?)
+    }
+
+    /// Decodes rows from `start` on into `out`, `[count, columns]`, on the thread that asks.
+    pub fn fill(&self, start: usize, out: &mut [f32]) -> Result<()> {
+        let raw = self.raw(start, out.len() / self.columns.max(1))?;
+        Ok(convert::fill(raw, out).map_err(changed)?)
+    }
+
+    fn raw(&self, start: usize, count: usize) -> Result<Raw<'_>> {
         if start.checked_add(count).is_none_or(|end| end > self.rows) {
             let what = format!("rows {start} and {count} more of {}", self.rows);
             return Err(candle_core::Error::msg(what).bt().into());
@@ -45,17 +57,19 @@ impl Packed {
             0 | 1 => &self.entry.scale[..],
             _ => &self.entry.scale[start..start + count],
         };
-        let raw = Raw {
+        Ok(Raw {
             bytes: &bytes[start * row_bytes..(start + count) * row_bytes],
             encoding: self.entry.encoding,
             scale,
             row: self.columns,
-        };
-        let values = convert::values::<f32>(raw, count * self.columns).map_err(|refusal| match refusal {
-            convert::Refusal::Candle(error) => error,
-            // All values were looked at when this was made.
-            _ => candle_core::Error::msg("the file changed while it was in use").bt(),
-        })?;
-        Ok(Tensor::from_vec(values, (count, self.columns), &Device::Cpu)?)
+        })
+    }
+}
+
+fn changed(refusal: convert::Refusal) -> candle_core::Error {
+    match refusal {
+        convert::Refusal::Candle(error) => error,
+        // All values were looked at when this was made.
+        _ => candle_core::Error::msg("the file changed while it was in use").bt(),
     }
 }

@@ -1,0 +1,129 @@
+//! The innermost product of linear layers on a CPU: rows and columns that were laid out for it, summed in registers.
+
+use super::isa::Isa;
+
+/// Adds `rows · columns` to `sums`. Rows are `[depth, R]`, columns `[depth, C]`, sums `[R, C]`.
+///
+/// # Safety
+/// The processor has what the kernel was compiled for.
+type Kernel = unsafe fn(rows: &[f32], columns: &[f32], sums: &mut [f32]);
+
+/// A kernel and how much it takes at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Micro {
+    /// R.
+    pub rows: usize,
+    /// C.
+    pub columns: usize,
+    kernel: Kernel,
+}
+
+impl Micro {
+    /// The one for `isa`, or plain loops where this processor doesn't have that.
+    pub fn new(isa: Isa) -> Self {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if isa.is_there() => Self { rows: 12, columns: 32, kernel: avx512 },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if isa.is_there() => Self { rows: 6, columns: 16, kernel: avx2 },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Self { rows: 6, columns: 16, kernel: neon },
+            _ => Self { rows: 6, columns: 16, kernel: scalar },
+        }
+    }
+
+    /// Adds the products of as many rows and columns as the kernel takes.
+    pub fn run(self, rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+        debug_assert!(rows.len() / self.rows == columns.len() / self.columns);
+        assert!(sums.len() == self.rows * self.columns);
+        // SAFETY: `new` asked the processor for what the kernel needs.
+        unsafe { (self.kernel)(rows, columns, sums) }
+    }
+}
+
+/// Writes a kernel for one instruction set: `$rows` rows by `$wide` vectors of `$lanes` columns.
+macro_rules! kernel {
+    ($name:ident, $feature:literal, $vector:ty, $lanes:literal, $rows:literal x $wide:literal,
+     $splat:path, |$a:ident, $b:ident, $sum:ident| $fma:expr) => {
+        #[target_feature(enable = $feature)]
+        fn $name(rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+            const COLUMNS: usize = $wide * $lanes;
+            let (sums, _) = sums.as_chunks_mut::<COLUMNS>();
+            let mut acc = [[$splat(0.0); $wide]; $rows];
+            for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
+                for (acc, sums) in acc.iter_mut().zip(sums.as_chunks::<$lanes>().0) {
+                    // SAFETY: a vector is as large as its numbers, and any bits are a number.
+                    *acc = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(*sums) };
+                }
+            }
+            for (row, column) in rows.as_chunks::<$rows>().0.iter().zip(columns.as_chunks::<COLUMNS>().0) {
+                let mut line = [$splat(0.0); $wide];
+                for j in 0..$wide {
+                    let from: [f32; $lanes] = column.as_chunks().0[j];
+                    // SAFETY: as above.
+                    line[j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
+                }
+                for i in 0..$rows {
+                    let $a = $splat(row[i]);
+                    for j in 0..$wide {
+                        let ($b, $sum) = (line[j], acc[i][j]);
+                        acc[i][j] = $fma;
+                    }
+                }
+            }
+            for (acc, sums) in acc.iter().zip(sums) {
+                for (acc, sums) in acc.iter().zip(sums.as_chunks_mut::<$lanes>().0) {
+                    // SAFETY: as above.
+                    *sums = unsafe { std::mem::transmute::<$vector, [f32; $lanes]>(*acc) };
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+kernel!(avx512, "avx512f", std::arch::x86_64::__m512, 16, 12 x 2, std::arch::x86_64::_mm512_set1_ps,
+    |a, b, sum| std::arch::x86_64::_mm512_fmadd_ps(a, b, sum));
+#[cfg(target_arch = "x86_64")]
+kernel!(avx2, "avx2,fma", std::arch::x86_64::__m256, 8, 6 x 2, std::arch::x86_64::_mm256_set1_ps,
+    |a, b, sum| std::arch::x86_64::_mm256_fmadd_ps(a, b, sum));
+#[cfg(target_arch = "aarch64")]
+kernel!(neon, "neon", std::arch::aarch64::float32x4_t, 4, 6 x 4, std::arch::aarch64::vdupq_n_f32,
+    |a, b, sum| std::arch::aarch64::vfmaq_f32(sum, a, b));
+
+/// The reference of the others.
+fn scalar(rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+    for (row, column) in rows.as_chunks::<6>().0.iter().zip(columns.as_chunks::<16>().0) {
+        for (a, sums) in row.iter().zip(sums.as_chunks_mut::<16>().0) {
+            for (sum, b) in sums.iter_mut().zip(column) {
+                *sum += a * b;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_agrees_with_sums_in_f64() {
+        const DEPTH: usize = 37;
+        let number = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.5;
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there()) {
+            let micro = Micro::new(isa);
+            let rows: Vec<f32> = (0..DEPTH * micro.rows).map(number).collect();
+            let columns: Vec<f32> = (0..DEPTH * micro.columns).map(|i| number(i + 31)).collect();
+            let mut sums = vec![1.0; micro.rows * micro.columns];
+            micro.run(&rows, &columns, &mut sums);
+            for (place, sum) in sums.iter().enumerate() {
+                let (i, j) = (place / micro.columns, place % micro.columns);
+                let term = |k: usize| {
+                    f64::from(rows[k * micro.rows + i]) * f64::from(columns[k * micro.columns + j])
+                };
+                let expected = 1.0 + (0..DEPTH).map(term).sum::<f64>();
+                assert!((f64::from(*sum) - expected).abs() < 1e-5, "{isa:?}: {sum} is not {expected}");
+            }
+        }
+    }
+}
