@@ -42,39 +42,48 @@ impl Micro {
 }
 
 /// Writes a kernel for one instruction set: `$rows` rows by `$wide` vectors of `$lanes` columns.
+///
+/// Loops are over numbers, not iterators: what an iterator is made of isn't compiled for the instruction set, and in a
+/// build with debug assertions isn't inlined, which takes the sums out of their registers.
 macro_rules! kernel {
     ($name:ident, $feature:literal, $vector:ty, $lanes:literal, $rows:literal x $wide:literal,
      $splat:path, |$a:ident, $b:ident, $sum:ident| $fma:expr) => {
         #[target_feature(enable = $feature)]
         fn $name(rows: &[f32], columns: &[f32], sums: &mut [f32]) {
             const COLUMNS: usize = $wide * $lanes;
-            let (sums, _) = sums.as_chunks_mut::<COLUMNS>();
+            let (rows, columns) = (rows.as_chunks::<$rows>().0, columns.as_chunks::<COLUMNS>().0);
+            let depth = rows.len().min(columns.len());
+            let (rows, columns) = (&rows[..depth], &columns[..depth]);
+            let sums: &mut [[f32; COLUMNS]; $rows] =
+                sums.as_chunks_mut().0.try_into().expect("R lines of sums");
             let mut acc = [[$splat(0.0); $wide]; $rows];
-            for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
-                for (acc, sums) in acc.iter_mut().zip(sums.as_chunks::<$lanes>().0) {
+            for i in 0..$rows {
+                for j in 0..$wide {
+                    let from: [f32; $lanes] = sums[i].as_chunks().0[j];
                     // SAFETY: a vector is as large as its numbers, and any bits are a number.
-                    *acc = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(*sums) };
+                    acc[i][j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
                 }
             }
-            for (row, column) in rows.as_chunks::<$rows>().0.iter().zip(columns.as_chunks::<COLUMNS>().0) {
+            for k in 0..depth {
                 let mut line = [$splat(0.0); $wide];
                 for j in 0..$wide {
-                    let from: [f32; $lanes] = column.as_chunks().0[j];
+                    let from: [f32; $lanes] = columns[k].as_chunks().0[j];
                     // SAFETY: as above.
                     line[j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
                 }
                 for i in 0..$rows {
-                    let $a = $splat(row[i]);
+                    let $a = $splat(rows[k][i]);
                     for j in 0..$wide {
                         let ($b, $sum) = (line[j], acc[i][j]);
                         acc[i][j] = $fma;
                     }
                 }
             }
-            for (acc, sums) in acc.iter().zip(sums) {
-                for (acc, sums) in acc.iter().zip(sums.as_chunks_mut::<$lanes>().0) {
+            for i in 0..$rows {
+                for j in 0..$wide {
                     // SAFETY: as above.
-                    *sums = unsafe { std::mem::transmute::<$vector, [f32; $lanes]>(*acc) };
+                    let made = unsafe { std::mem::transmute::<$vector, [f32; $lanes]>(acc[i][j]) };
+                    sums[i].as_chunks_mut().0[j] = made;
                 }
             }
         }
