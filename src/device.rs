@@ -1,5 +1,7 @@
 //! Which device and which number type a render runs in.
 
+pub mod isa;
+
 use std::{fmt, str::FromStr};
 
 use candle_core::{DType, Device};

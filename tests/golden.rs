@@ -22,3 +22,21 @@ mod transformer;
 mod text;
 #[path = "golden/vae.rs"]
 mod vae;
+
+/// All of the above once more with each kernel path that this processor has beside its widest.
+#[test]
+fn every_kernel_path_passes() {
+    use sora::device::isa::{Isa, VARIABLE};
+    if std::env::var_os(VARIABLE).is_some() {
+        return;
+    }
+    let widest = Isa::chosen().unwrap();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there() && *isa != widest) {
+        let run = std::process::Command::new(std::env::current_exe().unwrap())
+            .env(VARIABLE, isa.name())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && !told.contains("running 0 tests"), "{}: {told}", isa.name());
+    }
+}

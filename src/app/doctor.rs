@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     app::{clip::device_name, memory},
-    device::{self, DTypeChoice, DeviceChoice},
+    device::{self, DTypeChoice, DeviceChoice, isa::Isa},
     error::{Error, Result},
     event::Silent,
     hub::{Hub, free_bytes},
@@ -134,7 +134,13 @@ fn processor() -> Check {
     }
     #[cfg(target_arch = "aarch64")]
     simd.push("NEON");
-    Check::fine("processor", format!("{threads} threads, {}", simd.join(", ")))
+    match Isa::chosen() {
+        Ok(isa) => {
+            let text = format!("{threads} threads, {}; kernels for {}", simd.join(", "), isa.name());
+            Check::fine("processor", text)
+        }
+        Err(error) => Check::broken("processor", &error),
+    }
 }
 
 fn memory_check() -> Check {

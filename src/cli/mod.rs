@@ -78,7 +78,10 @@ pub fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     message::announce_panics();
     let json = verb.speaks_json();
-    let result = std::panic::catch_unwind(|| run(verb));
+    let result = std::panic::catch_unwind(|| {
+        sora::device::isa::Isa::chosen()?;
+        run(verb)
+    });
     match result {
         Ok(Ok(())) => Exit::Ok,
         // Whoever read our output has seen enough.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::{
     error::Result,
-    nn::kernel::{LANES, Target, Values, exp, expect_len, sum, wide},
+    nn::kernel::{LANES, Target, Values, exp, expect_len, narrow, sum, wide, widen},
 };
 
 /// Queries and keys of a block of scores: together with its output it stays in a core's own cache.
@@ -29,18 +29,27 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: Option<&Tensor>, scal
             return Err(candle_core::Error::msg(text).bt().into());
         }
     }
-    let wide = |t: &Tensor| t.to_dtype(DType::F32);
-    let bias = bias.map(wide).transpose()?;
+    let bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
     if let Some(bias) = &bias {
         expect_len("the bias of an attention", bias.elem_count(), b * keys)?;
     }
-    let (q32, k32, v32) = (wide(q)?, wide(k)?, wide(v)?);
+    let (q32, k32, v32) = (wide_heads(q)?, wide_heads(k)?, wide_heads(v)?);
     let out = if q.device().is_cpu() {
         blocks(&q32, &k32, &v32, bias.as_ref(), scale as f32)?
     } else {
         plain(&q32, &k32, &v32, bias.as_ref(), scale)?
     };
-    Ok(out.to_dtype(q.dtype())?)
+    let heads = narrow(out.transpose(1, 2)?, q.dtype())?; // [B, L, H, D], contiguous on a CPU
+    Ok(heads.transpose(1, 2)?)
+}
+
+/// `[B, H, L, D]` in f32, heads as they stand.
+fn wide_heads(t: &Tensor) -> Result<Tensor> {
+    let tokens = t.transpose(1, 2)?;
+    if tokens.is_contiguous() {
+        return Ok(widen(&tokens)?.transpose(1, 2)?);
+    }
+    Ok(t.to_dtype(DType::F32)?)
 }
 
 /// By candle's own operations, f32, a share of the queries at a time.

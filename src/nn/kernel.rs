@@ -4,6 +4,7 @@
 use std::ops::Deref;
 
 use candle_core::{DType, Layout, Storage, StorageRef, Tensor, WithDType, bail};
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::error::Result;
@@ -59,7 +60,26 @@ impl<T: WithDType> Deref for Values<'_, T> {
 
 /// The tensor as contiguous f32; free where it is that already.
 pub(crate) fn widen(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() && x.dtype() == DType::BF16 && x.is_contiguous() {
+        let mut out = vec![0f32; x.elem_count()];
+        let values = Values::<bf16>::contiguous(x)?;
+        let chunks = out.par_chunks_mut(GRAIN).zip(values[..x.elem_count()].par_chunks(GRAIN));
+        chunks.for_each(|(out, x)| widen_row(x, out));
+        return Ok(Tensor::from_vec(out, x.shape(), x.device())?);
+    }
     Ok(x.to_dtype(DType::F32)?.contiguous()?)
+}
+
+/// The tensor in `dtype`, rounded to nearest, ties to even; free where it is that already.
+pub(crate) fn narrow(x: Tensor, dtype: DType) -> Result<Tensor> {
+    if x.device().is_cpu() && (x.dtype(), dtype) == (DType::F32, DType::BF16) && x.is_contiguous() {
+        let mut out = vec![bf16::ZERO; x.elem_count()];
+        let values = Values::<f32>::contiguous(&x)?;
+        let chunks = out.par_chunks_mut(GRAIN).zip(values[..x.elem_count()].par_chunks(GRAIN));
+        chunks.for_each(|(out, x)| narrow_row(x, out));
+        return Ok(Tensor::from_vec(out, x.shape(), x.device())?);
+    }
+    Ok(x.to_dtype(dtype)?)
 }
 
 /// Applies `row(index, input, output)` to each row along the last axis of a CPU tensor.
@@ -82,7 +102,7 @@ pub(crate) fn map_rows(x: &Tensor, row: impl Fn(usize, &[f32], &mut [f32]) + Syn
             },
         );
     }
-    Ok(Tensor::from_vec(out, x.shape(), x.device())?.to_dtype(x.dtype())?)
+    narrow(Tensor::from_vec(out, x.shape(), x.device())?, x.dtype())
 }
 
 /// Output that tasks write disjoint places of.
@@ -134,11 +154,11 @@ macro_rules! wide {
                 fn avx512($($arg: $kind),*) $(-> $out)? {
                     plain($($arg),*)
                 }
-                match $crate::nn::isa::Isa::current() {
+                match $crate::device::isa::Isa::current() {
                     // SAFETY: this CPU has all four, or it would not be chosen.
-                    $crate::nn::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::device::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::nn::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::device::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     _ => {}
                 }
             }
@@ -147,6 +167,25 @@ macro_rules! wide {
     )*};
 }
 pub(crate) use wide;
+
+wide! {
+    fn widen_row(x: &[bf16], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+
+    fn narrow_row(x: &[f32], out: &mut [bf16]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let bits = x.to_bits();
+            let even = bits >> 16 & 1;
+            let rounded = bits.wrapping_add(0x7fff + even) >> 16;
+            // What is not a number stays that, whatever its low bits are.
+            let bits = if x.is_nan() { bits >> 16 | 0x40 } else { rounded };
+            *out = bf16::from_bits(bits as u16);
+        }
+    }
+}
 
 /// `eˣ` within 2 units in the last place, without a branch.
 ///
@@ -214,6 +253,28 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(1e9).is_finite() && exp(1e9) > 2e38);
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_16_bit_type() {
+        let special =
+            [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-42];
+        let mut bits = 12_345u32;
+        let mut next = || {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from_bits(bits)
+        };
+        let ties = (0..1000u32).map(|i| f32::from_bits(0x3f80_8000 + (i << 15)));
+        let x: Vec<f32> = special.into_iter().chain(ties).chain((0..100_000).map(|_| next())).collect();
+        let x = Tensor::new(x, &candle_core::Device::Cpu).unwrap();
+        let bits = |t: &Tensor| -> Vec<u16> {
+            t.to_vec1::<bf16>().unwrap().into_iter().map(bf16::to_bits).collect()
+        };
+        let ours = narrow(x.clone(), DType::BF16).unwrap();
+        assert!(bits(&ours) == bits(&x.to_dtype(DType::BF16).unwrap()));
+        let wide =
+            |t: Tensor| -> Vec<u32> { t.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect() };
+        assert!(wide(widen(&ours).unwrap()) == wide(ours.to_dtype(DType::F32).unwrap()));
     }
 
     #[test]

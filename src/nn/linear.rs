@@ -8,7 +8,7 @@ use candle_core::{
 use crate::{
     error::Result,
     nn::{
-        kernel::widen,
+        kernel::{narrow, widen},
         product::{LEAST, Rows, product},
     },
     weights::{Adapter, Loader, Matrix, Packed},
@@ -108,7 +108,7 @@ impl Linear {
             for adapter in &self.adapters {
                 y = (y + adapter.forward(&x, 0, self.d_out)?)?;
             }
-            return Ok(y.to_dtype(dtype)?);
+            return narrow(y, dtype);
         }
         let mut blocks = Vec::new();
         for start in (0..self.d_out).step_by(ROWS) {

@@ -1,6 +1,6 @@
 //! The innermost product of linear layers on a CPU: rows and columns that were laid out for it, summed in registers.
 
-use super::isa::Isa;
+use crate::device::isa::Isa;
 
 /// Adds `rows · columns` to `sums`. Rows are `[depth, R]`, columns `[depth, C]`, sums `[R, C]`.
 ///

@@ -5,7 +5,6 @@ pub mod attention;
 pub mod conv3d;
 pub mod embedding;
 pub mod group_norm;
-pub mod isa;
 mod kernel;
 pub mod linear;
 mod micro;

@@ -11,11 +11,10 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
-    isa::Isa,
     kernel::{Target, Values, expect_len},
     micro::Micro,
 };
-use crate::error::Result;
+use crate::{device::isa::Isa, error::Result};
 
 /// Inner values that go through a kernel at a time: so much of a panel leaves room in the first cache.
 const DEPTH: usize = 384;

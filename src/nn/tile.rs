@@ -1,6 +1,6 @@
 //! The innermost product of the convolutions on a CPU: a few rows times a panel of weights, in registers.
 
-use super::isa::Isa;
+use crate::device::isa::Isa;
 
 /// Rows of one tile.
 pub(crate) const ROWS: usize = 12;
