@@ -86,7 +86,7 @@ fn guidance_changes_on_the_way() {
     let guidance = GuidancePlan::new(&guidance, &schedule, 3).unwrap();
     let latents: Tensor = denoiser.unpack(fixture.tensor("in.tokens"), GRID).unwrap();
     let texts = clip(&fixture, &["negative", "positive"]);
-    let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None };
+    let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None, cache: None };
     let mut rng = Noise::new(0);
     let done = denoise(&mut denoiser, &texts, &latents, &plan, &mut rng, &Silent, &mut |_| Ok(())).unwrap();
     let expected = denoiser.unpack(fixture.tensor("out.tokens"), GRID).unwrap();
