@@ -13,8 +13,8 @@ use crate::{
     error::Result,
     models::api::{
         Activations, Checkpoint, ClipContext, Conditioning, DecodeNoise, DecodeOptions, Denoiser, KeptBytes,
-        LatentGrid, LatentStatistics, ModelInfo, Placement, Posterior, ScheduleSpec, Skip, StepCache, TextEncoder,
-        TextStates, Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes, Work,
+        LatentGrid, LatentStatistics, ModelInfo, Placement, Posterior, ScheduleSpec, Skip, StepCache,
+        TextEncoder, TextStates, Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes, Work,
     },
     video::VideoSpec,
 };

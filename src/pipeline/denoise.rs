@@ -208,9 +208,7 @@ fn begin_cache(model: &mut dyn Denoiser, threshold: Option<f64>) -> Result<()> {
         (None, None) => {}
         (None, Some(threshold)) => {
             let what = format!("step cache {threshold}");
-            return Err(
-                Error::invalid(what, "this model can't work with one").with_hint("leave out --cache")
-            );
+            return Err(Error::invalid(what, "this model can't work with one").with_hint("leave out --cache"));
         }
     }
     Ok(())
@@ -305,7 +303,8 @@ mod tests {
     /// Runs and gives what came of it, and the model with the record of its calls.
     fn run(schedule: &Schedule, scale: f64, targets: &[f32]) -> (Denoised, Towards) {
         let mut model = Towards::new();
-        let plan = Plan { schedule, guidance: &guide(scale, 0.0, schedule), start: 0, held: None, cache: None };
+        let plan =
+            Plan { schedule, guidance: &guide(scale, 0.0, schedule), start: 0, held: None, cache: None };
         let mut rng = Noise::new(9);
         let mut hook = |_: &Step<'_>| Ok(());
         let done = denoise(&mut model, &clip(targets), &start(), &plan, &mut rng, &Silent, &mut hook);
@@ -343,6 +342,18 @@ mod tests {
     }
 
     #[test]
+    fn a_model_without_a_step_cache_says_so() {
+        let schedule = schedule(json!({}), 2);
+        let guidance = guide(1.0, 0.0, &schedule);
+        let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None, cache: Some(0.05) };
+        let (mut model, mut rng) = (Towards::new(), Noise::new(0));
+        let error = denoise(&mut model, &clip(&[1.0]), &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
+        let error = error.expect_err("refused").to_string();
+        assert_eq!(error, "invalid step cache 0.05: this model can't work with one");
+        assert!(model.calls.is_empty());
+    }
+
+    #[test]
     fn a_stochastic_run_ends_at_the_data() {
         let (done, _) = run(&schedule(json!({ "stochastic_sampling": true }), 4), 1.0, &[5.0]);
         all_near(&done.latents, 5.0);
@@ -351,7 +362,13 @@ mod tests {
     #[test]
     fn refuses_the_wrong_number_of_texts() {
         let schedule = schedule(json!({}), 2);
-        let plan = Plan { schedule: &schedule, guidance: &guide(3.0, 0.0, &schedule), start: 0, held: None, cache: None };
+        let plan = Plan {
+            schedule: &schedule,
+            guidance: &guide(3.0, 0.0, &schedule),
+            start: 0,
+            held: None,
+            cache: None,
+        };
         let (mut model, mut rng) = (Towards::new(), Noise::new(0));
         let error = denoise(&mut model, &clip(&[1.0]), &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
         assert_eq!(error.expect_err("refused").to_string(), "invalid 1 encoded prompts: expected 2");
@@ -393,7 +410,13 @@ mod tests {
     #[test]
     fn the_estimate_is_the_data_all_along() {
         let schedule = schedule(json!({}), 4);
-        let plan = Plan { schedule: &schedule, guidance: &guide(1.0, 0.0, &schedule), start: 0, held: None, cache: None };
+        let plan = Plan {
+            schedule: &schedule,
+            guidance: &guide(1.0, 0.0, &schedule),
+            start: 0,
+            held: None,
+            cache: None,
+        };
         let mut steps = 0;
         let mut hook = |step: &Step<'_>| {
             all_near(&step.estimate()?, 6.0);

@@ -8,7 +8,9 @@ use candle_core::{Device, Tensor};
 
 use crate::{
     error::Result,
-    models::api::{ClipContext, DenoiseTile, Denoiser, Geometry, LatentGrid, Skip, StepCache, Timestep, TokenBlock},
+    models::api::{
+        ClipContext, DenoiseTile, Denoiser, Geometry, LatentGrid, Skip, StepCache, Timestep, TokenBlock,
+    },
 };
 
 /// A denoiser that never sees more than a tile.
