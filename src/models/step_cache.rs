@@ -102,7 +102,8 @@ impl CachedBranch<'_> {
         self.cache.count.all += 1;
         let Some(kept) = self.cache.kept.get(&self.key) else { return Ok(None) };
         // What is no number is near to nothing.
-        if kept.first.dims() != first.dims() || !(distance(first, &kept.first)? <= self.threshold) {
+        let near = kept.first.dims() == first.dims() && distance(first, &kept.first)? <= self.threshold;
+        if !near {
             return Ok(None);
         }
         self.cache.count.skipped += 1;
