@@ -78,6 +78,13 @@ pub enum Event {
         /// One line, lower case.
         message: String,
     },
+    /// How much the step cache has left out of a denoising loop, or of all windows of a clip.
+    Cached {
+        /// Calls of the model that ran its first block alone.
+        skipped: u64,
+        /// All calls; a step has one for each branch of its guidance, and each tile.
+        calls: u64,
+    },
     /// A fact worth a line, such as the seed that was drawn.
     Note {
         /// One line, lower case.

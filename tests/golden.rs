@@ -12,6 +12,8 @@ mod guidance;
 mod layouts;
 #[path = "golden/pipeline.rs"]
 mod pipeline;
+#[path = "golden/step_cache.rs"]
+mod step_cache;
 #[path = "golden/upsampler.rs"]
 mod upsampler;
 

@@ -550,7 +550,7 @@ impl<'a> Job<'a> {
         let watch = Watch { checkpoint, tally, files, fps: render.spec.fps, every };
         let mut save = |step: &Step<'_>| {
             let Some(origin) = saved else { return Ok(()) };
-            let origin = Origin { drawn: step.drawn(), steps_done: Some(step.done), ..origin.clone() };
+            let origin = Origin { drawn: step.drawn(), steps_done: Some(step.saved()), ..origin.clone() };
             self.save(&files.rescue, &step.latents()?, step.beside()?.as_ref(), &origin)
         };
         watch.run(&mut save, run)

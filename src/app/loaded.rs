@@ -13,8 +13,8 @@ use crate::{
     error::Result,
     models::api::{
         Activations, Checkpoint, ClipContext, Conditioning, DecodeNoise, DecodeOptions, Denoiser, KeptBytes,
-        LatentGrid, LatentStatistics, ModelInfo, Placement, Posterior, ScheduleSpec, Skip, TextEncoder,
-        TextStates, Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes, Work,
+        LatentGrid, LatentStatistics, ModelInfo, Placement, Posterior, ScheduleSpec, Skip, StepCache,
+        TextEncoder, TextStates, Tiling, Timestep, VideoDecoder, VideoEncoder, WeightBytes, Work,
     },
     video::VideoSpec,
 };
@@ -272,6 +272,10 @@ impl Denoiser for Lent<dyn Denoiser> {
         skip: &Skip,
     ) -> Result<Tensor> {
         (**self).perturbed(tokens, timestep, branch, skip)
+    }
+
+    fn step_cache(&mut self) -> Option<&mut StepCache> {
+        (**self).step_cache()
     }
 }
 

@@ -80,6 +80,8 @@ pub struct SamplingChoice {
     pub stg_blocks: Vec<PerStep<Vec<usize>>>,
     /// What it skips in them.
     pub stg_mode: Option<SkipMode>,
+    /// Threshold of the step cache, above 0 and up to 1.
+    pub cache: Option<f64>,
     /// How far upsampled latents are brought to the look of the ones before, 0..1.
     pub adain: Option<f64>,
     /// How much strong upsampled latents are pressed together, 0..1.
@@ -219,6 +221,7 @@ impl SamplingChoice {
         for (index, pass) in passes.iter_mut().enumerate() {
             self.schedule(index, pass)?;
             self.guide(index, pass);
+            pass.cache = self.cache.or(pass.cache);
             pass.upsample.adain = self.adain.unwrap_or(pass.upsample.adain);
             pass.upsample.tone_map = self.tone_map.unwrap_or(pass.upsample.tone_map);
             check(pass)?;

@@ -62,11 +62,13 @@ fn flags_change_what_a_recipe_says() {
         stg_scale: vec![PerStep::All(0.0), PerStep::All(1.0)],
         stg_blocks: vec![PerStep::All(vec![3])],
         tone_map: Some(0.6),
+        cache: Some(0.1),
         ..SamplingChoice::default()
     };
     let two = passes(&upscaled(choice), Identified::Unknown).expect("passes");
     assert_eq!(two.iter().map(|pass| (pass.steps, pass.skip_first)).collect::<Vec<_>>(), [(6, 0), (5, 3)]);
     assert!(two.iter().all(|pass| pass.guidance.scale == PerStep::All(2.0)), "the last one holds on");
+    assert!(two.iter().all(|pass| pass.cache == Some(0.1)));
     assert_eq!(two[1].guidance.stg.scale, PerStep::All(1.0));
     assert_eq!((two[1].upsample.adain, two[1].upsample.tone_map), (1.0, 0.6));
     let by_hand = SamplingChoice {

@@ -440,11 +440,13 @@ struct Windowed<'a> {
 struct At {
     window: u64,
     started: Option<Instant>,
+    /// What the step cache has left out, and of how many calls.
+    cached: Option<(u64, u64)>,
 }
 
 impl<'a> Windowed<'a> {
     fn new(next: &'a dyn Reporter, windows: usize) -> Self {
-        Self { next, windows: windows as u64, at: Mutex::new(At { window: 0, started: None }) }
+        Self { next, windows: windows as u64, at: Mutex::new(At { window: 0, started: None, cached: None }) }
     }
 
     fn at(&self) -> std::sync::MutexGuard<'_, At> {
@@ -456,6 +458,9 @@ impl<'a> Windowed<'a> {
     }
 
     fn end(&self) {
+        if let Some((skipped, calls)) = self.at().cached {
+            let _ = self.next.emit(&Event::Cached { skipped, calls });
+        }
         if let Some(started) = self.at().started {
             let _ = self.next.emit(&Event::Finished { phase: Phase::Denoise, elapsed: started.elapsed() });
         }
@@ -483,6 +488,11 @@ impl Reporter for Windowed<'_> {
                 self.next.emit(&Event::Progress { phase: Phase::Denoise, done, total })
             }
             Event::Finished { phase: Phase::Denoise, .. } => ControlFlow::Continue(()),
+            Event::Cached { skipped, calls } => {
+                let sum = at.cached.get_or_insert_default();
+                (sum.0, sum.1) = (sum.0 + skipped, sum.1 + calls);
+                ControlFlow::Continue(())
+            }
             // Every window loads the denoiser: the first one is news.
             Event::Started { phase: Phase::Load, .. }
             | Event::Progress { phase: Phase::Load, .. }

@@ -95,6 +95,10 @@ fn spoken(event: &Event, took: Option<Duration>) -> Option<String> {
             format!("job {job} {what}{took}: {}{why}", output.display())
         }
         Event::Note { message } => message::line(Head::Note, message),
+        Event::Cached { skipped, calls } => message::line(
+            Head::Note,
+            &format!("the step cache left out most of {skipped} of {calls} calls of the model"),
+        ),
         Event::Saved { path, step } => format!("saved after step {step}: {}", path.display()),
         Event::Preview { path, step } => format!("preview after step {step}: {}", path.display()),
         _ => return None,
@@ -168,7 +172,7 @@ impl Plain {
                 (alone && worth_a_line(phase, elapsed))
                     .then(|| format!("{} done in {:.1} s", name(phase), elapsed.as_secs_f64()))
             }
-            Event::Saved { .. } if lock(&self.job).is_some() => None,
+            Event::Saved { .. } | Event::Cached { .. } if lock(&self.job).is_some() => None,
             _ => spoken(event, time_of_job(&self.job, event)),
         }
     }
@@ -309,7 +313,7 @@ impl Reporter for Bars {
                 let batch = batch.get_or_insert_with(|| Batch::new(&self.multi, done + failed));
                 batch.count((done, failed, running, total));
             }
-            Event::Saved { .. } if lock(&self.batch).is_some() => {}
+            Event::Saved { .. } | Event::Cached { .. } if lock(&self.batch).is_some() => {}
             Event::Job { ref output, state: JobState::Started, .. } => {
                 time_of_job(&self.job, event);
                 if let Some(batch) = lock(&self.batch).as_mut() {

@@ -66,6 +66,12 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, hide_short_help = true)]
     pub stg_rescale: Vec<List<f64>>,
 
+    /// Skip most of a step where the model's first block changes by no more than this share (0..1), e.g. 0.05
+    ///
+    /// The last full step's answers of all other blocks are taken again: faster, and a slightly other clip.
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, hide_short_help = true)]
+    pub cache: Option<f64>,
+
     /// Noise levels by hand (1..0), exactly as they are, as distilled models want them; they count instead of --steps
     #[arg(long, value_name = "S,S,…", hide_short_help = true, allow_hyphen_values = true)]
     pub sigmas: Vec<Numbers<f32>>,
@@ -157,6 +163,7 @@ impl SamplingArgs {
             stg_rescale: lists(self.stg_rescale),
             stg_blocks: lists(self.stg_blocks),
             stg_mode: self.stg_mode,
+            cache: self.cache,
             adain: self.adain,
             tone_map: self.tone_map,
             exact: None,

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 pub use super::{
     catalog::Identified,
     sampling::{Guidance, Pass, PerStep, SkipMode, Stg, Upsample},
+    step_cache::{CallCount, StepCache},
 };
 pub use crate::device::Placement;
 use crate::{
@@ -252,10 +253,14 @@ pub trait Denoiser: Send {
         branch: usize,
         skip: &Skip,
     ) -> Result<Tensor>;
+    /// The step cache that it works with, if it can work with one. [`Denoiser::begin`] leaves it alone.
+    fn step_cache(&mut self) -> Option<&mut StepCache> {
+        None
+    }
 }
 
 /// What a denoiser leaves out for spatio-temporal guidance.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Skip {
     /// Numbers of blocks, from 0.
     pub blocks: Vec<usize>,

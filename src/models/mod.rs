@@ -7,4 +7,5 @@ pub mod portable;
 pub mod registry;
 pub mod sampling;
 pub mod source;
+pub mod step_cache;
 pub mod t5;

@@ -163,6 +163,10 @@ pub struct Pass {
     pub stochastic: Option<bool>,
     /// How it is guided.
     pub guidance: Guidance,
+    /// Relative change of the first block's answer (0..1) up to which the last full step's answers of all other
+    /// blocks are taken again; nothing means that every step is full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<f64>,
     /// What happens before it; not heard in the first pass.
     pub upsample: Upsample,
 }
@@ -182,6 +186,7 @@ impl Default for Pass {
             skip_last: 0,
             stochastic: None,
             guidance: Guidance::default(),
+            cache: None,
             upsample: Upsample::default(),
         }
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     event::{Event, Phase, Reporter},
-    models::api::{ClipContext, Denoiser, LatentGrid, Timestep},
+    models::api::{CallCount, ClipContext, Denoiser, LatentGrid, Timestep},
 };
 
 /// What the loop follows.
@@ -28,6 +28,8 @@ pub struct Plan<'a> {
     pub start: usize,
     /// Tokens that are held, on the model's device; the clip's context says where those before its own are.
     pub held: Option<&'a Held>,
+    /// Threshold of the step cache; nothing means that every step is full.
+    pub cache: Option<f64>,
 }
 
 /// What the loop leaves.
@@ -39,8 +41,19 @@ pub struct Denoised {
     pub beside: Option<Tensor>,
     /// Steps of the schedule that are done, those before `start` included.
     pub finished_steps: usize,
-    /// Whether the reporter asked to stop: the latents are those after `finished_steps`.
+    /// Whether the reporter asked to stop: the latents are those after `finished_steps`. With a step cache these are
+    /// the steps before the last one that was wholly computed, so that who goes on from there gets the same.
     pub cancelled: bool,
+    /// What had been drawn from the seed by then.
+    pub drawn: Drawn,
+}
+
+/// A place in the loop that can be gone on from without anything else.
+struct Point {
+    done: usize,
+    /// `[1, E + L, D]`, f32.
+    tokens: Tensor,
+    drawn: Drawn,
 }
 
 /// A look at the loop right after a step.
@@ -53,28 +66,35 @@ pub struct Step<'a> {
     grid: LatentGrid,
     /// Tokens before the clip's own.
     beside: usize,
-    noise: &'a Noise,
+    saved: &'a Point,
     span: &'a Span,
     before: &'a Tensor,
     velocity: &'a Tensor,
-    after: &'a Tensor,
 }
 
 impl Step<'_> {
-    /// What has been drawn from the seed.
+    /// Steps that are done in what can be saved: those that are done now, or with a step cache those before the last
+    /// step that was wholly computed.
+    #[must_use]
+    pub fn saved(&self) -> usize {
+        self.saved.done
+    }
+
+    /// What had been drawn from the seed after [`Step::saved`] steps.
     #[must_use]
     pub fn drawn(&self) -> Drawn {
-        self.noise.drawn()
+        self.saved.drawn.clone()
     }
 
-    /// `[1, E, D]`, f32: the tokens beside the clip's, where there are any.
+    /// `[1, E, D]`, f32: the tokens beside the clip's after [`Step::saved`] steps, where there are any.
     pub fn beside(&self) -> Result<Option<Tensor>> {
-        Ok(if self.beside > 0 { Some(self.after.narrow(1, 0, self.beside)?) } else { None })
+        let tokens = &self.saved.tokens;
+        Ok(if self.beside > 0 { Some(tokens.narrow(1, 0, self.beside)?) } else { None })
     }
 
-    /// The latents now, `[1, C, F, H, W]`, f32: enough to go on from later.
+    /// The latents after [`Step::saved`] steps, `[1, C, F, H, W]`, f32: enough to go on from later.
     pub fn latents(&self) -> Result<Tensor> {
-        unpack(self.model, self.after, self.beside, self.grid)
+        unpack(self.model, &self.saved.tokens, self.beside, self.grid)
     }
 
     /// What the clip would become if this step's velocity held to the end, `[1, C, F, H, W]`, f32.
@@ -105,6 +125,7 @@ pub fn denoise(
         return Err(Error::invalid(format!("{found} encoded prompts"), format!("expected {branches}")));
     }
     model.begin(clip)?;
+    begin_cache(model, plan.cache)?;
     let beside = plan.held.map_or(0, Held::beside);
     let mut tokens = model.pack(latents)?;
     if let Some(held) = plan.held {
@@ -115,6 +136,7 @@ pub fn denoise(
         |done: usize| Event::Progress { phase: Phase::Denoise, done: done as u64, total: total as u64 };
     let clock = Instant::now();
     let mut finished_steps = plan.start;
+    let mut saved = Point { done: plan.start, tokens: tokens.clone(), drawn: noise.drawn() };
     let mut go_on = reporter.emit(&Event::Started { phase: Phase::Denoise, total: total as u64 });
     if go_on.is_continue() && plan.start > 0 {
         go_on = reporter.emit(&progress(plan.start));
@@ -122,6 +144,7 @@ pub fn denoise(
     while finished_steps < total && go_on.is_continue() {
         let step = finished_steps;
         let time = plan.schedule.timesteps[step];
+        let begun = Point { done: step, tokens: tokens.clone(), drawn: noise.drawn() };
         let timestep = match plan.held {
             Some(held) => held.times(time)?,
             None => Timestep::Shared(time),
@@ -129,6 +152,8 @@ pub fn denoise(
         if let Some(held) = plan.held {
             tokens = held.renoise(&tokens, time, &mut noise.clip)?;
         }
+        let cache = model.step_cache().filter(|_| plan.cache.is_some());
+        cache.into_iter().for_each(|cache| cache.turn_to_step(step));
         let velocity = guided(model, &tokens, &timestep, plan.guidance.at(step), branches - 1)?;
         let span = plan.schedule.span(step, &timestep)?;
         let mut after = if plan.schedule.stochastic {
@@ -144,29 +169,58 @@ pub fn denoise(
             after = held.keep(&tokens, &after, time)?;
         }
         finished_steps += 1;
+        // What the cache holds can't be saved: with it a step is gone on from that fills it anew.
+        match model.step_cache().filter(|_| plan.cache.is_some() && finished_steps < total) {
+            None => saved = Point { done: finished_steps, tokens: after.clone(), drawn: noise.drawn() },
+            Some(cache) if cache.is_of_this_step() => saved = begun,
+            Some(_) => {}
+        }
         hook(&Step {
             done: finished_steps,
             total,
             model,
             grid: clip.grid,
             beside,
-            noise,
+            saved: &saved,
             span: &span,
             before: &tokens,
             velocity: &velocity,
-            after: &after,
         })?;
         tokens = after;
         go_on = reporter.emit(&progress(finished_steps));
     }
+    end_cache(model, plan.cache, reporter);
     let cancelled = go_on == ControlFlow::Break(());
     if !cancelled {
         // Nothing is left that an answer could stop.
         let _ = reporter.emit(&Event::Finished { phase: Phase::Denoise, elapsed: clock.elapsed() });
     }
+    let Point { done: finished_steps, tokens, drawn } = saved;
     let latents = unpack(model, &tokens, beside, clip.grid)?;
     let beside = if beside > 0 { Some(tokens.narrow(1, 0, beside)?) } else { None };
-    Ok(Denoised { latents, beside, finished_steps, cancelled })
+    Ok(Denoised { latents, beside, finished_steps, cancelled, drawn })
+}
+
+/// Empties the model's step cache, and sets its threshold.
+fn begin_cache(model: &mut dyn Denoiser, threshold: Option<f64>) -> Result<()> {
+    match (model.step_cache(), threshold) {
+        (Some(cache), _) => cache.begin(threshold),
+        (None, None) => {}
+        (None, Some(threshold)) => {
+            let what = format!("step cache {threshold}");
+            return Err(Error::invalid(what, "this model can't work with one").with_hint("leave out --cache"));
+        }
+    }
+    Ok(())
+}
+
+/// Says what the step cache has left out, and empties it.
+fn end_cache(model: &mut dyn Denoiser, threshold: Option<f64>, reporter: &dyn Reporter) {
+    let Some(cache) = model.step_cache().filter(|_| threshold.is_some()) else { return };
+    let CallCount { skipped, all } = cache.count();
+    cache.begin(None);
+    // The step that may stop the loop has had its answer.
+    let _ = reporter.emit(&Event::Cached { skipped: skipped as u64, calls: all as u64 });
 }
 
 /// The latents of the clip, whose tokens come after `beside` others.
@@ -249,7 +303,8 @@ mod tests {
     /// Runs and gives what came of it, and the model with the record of its calls.
     fn run(schedule: &Schedule, scale: f64, targets: &[f32]) -> (Denoised, Towards) {
         let mut model = Towards::new();
-        let plan = Plan { schedule, guidance: &guide(scale, 0.0, schedule), start: 0, held: None };
+        let plan =
+            Plan { schedule, guidance: &guide(scale, 0.0, schedule), start: 0, held: None, cache: None };
         let mut rng = Noise::new(9);
         let mut hook = |_: &Step<'_>| Ok(());
         let done = denoise(&mut model, &clip(targets), &start(), &plan, &mut rng, &Silent, &mut hook);
@@ -277,13 +332,25 @@ mod tests {
         }))
         .expect("a guidance");
         let guidance = GuidancePlan::new(&guidance, &schedule, 3).expect("a plan");
-        let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None };
+        let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None, cache: None };
         let (mut model, mut rng) = (Towards::new(), Noise::new(0));
         let texts = clip(&[-1.0, 2.0]);
         let done = denoise(&mut model, &texts, &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
         // The last step is half as far again from what lies two below the data.
         all_near(&done.expect("a run").latents, 2.0 + 0.5 * 2.0);
         assert_eq!(model.calls.iter().map(|call| call.1).collect::<Vec<_>>(), [1, 0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_model_without_a_step_cache_says_so() {
+        let schedule = schedule(json!({}), 2);
+        let guidance = guide(1.0, 0.0, &schedule);
+        let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None, cache: Some(0.05) };
+        let (mut model, mut rng) = (Towards::new(), Noise::new(0));
+        let error = denoise(&mut model, &clip(&[1.0]), &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
+        let error = error.expect_err("refused").to_string();
+        assert_eq!(error, "invalid step cache 0.05: this model can't work with one");
+        assert!(model.calls.is_empty());
     }
 
     #[test]
@@ -295,7 +362,13 @@ mod tests {
     #[test]
     fn refuses_the_wrong_number_of_texts() {
         let schedule = schedule(json!({}), 2);
-        let plan = Plan { schedule: &schedule, guidance: &guide(3.0, 0.0, &schedule), start: 0, held: None };
+        let plan = Plan {
+            schedule: &schedule,
+            guidance: &guide(3.0, 0.0, &schedule),
+            start: 0,
+            held: None,
+            cache: None,
+        };
         let (mut model, mut rng) = (Towards::new(), Noise::new(0));
         let error = denoise(&mut model, &clip(&[1.0]), &start(), &plan, &mut rng, &Silent, &mut |_| Ok(()));
         assert_eq!(error.expect_err("refused").to_string(), "invalid 1 encoded prompts: expected 2");
@@ -309,7 +382,7 @@ mod tests {
             let texts = clip(&[1.0, 4.0]);
             let go = |rng: &mut Noise, start: usize, latents: &Tensor, stop_at: Option<u64>| {
                 let recorder = Recorder { stop_at, ..Recorder::default() };
-                let plan = Plan { schedule: &schedule, guidance: &guidance, start, held: None };
+                let plan = Plan { schedule: &schedule, guidance: &guidance, start, held: None, cache: None };
                 let mut seen = Vec::new();
                 let mut hook = |step: &Step<'_>| {
                     seen.push((step.done, values(&step.latents()?)));
@@ -337,7 +410,13 @@ mod tests {
     #[test]
     fn the_estimate_is_the_data_all_along() {
         let schedule = schedule(json!({}), 4);
-        let plan = Plan { schedule: &schedule, guidance: &guide(1.0, 0.0, &schedule), start: 0, held: None };
+        let plan = Plan {
+            schedule: &schedule,
+            guidance: &guide(1.0, 0.0, &schedule),
+            start: 0,
+            held: None,
+            cache: None,
+        };
         let mut steps = 0;
         let mut hook = |step: &Step<'_>| {
             all_near(&step.estimate()?, 6.0);

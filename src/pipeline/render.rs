@@ -108,6 +108,7 @@ impl Renderer<'_> {
         geometry.check(&request.spec)?;
         let steps = self.schedule(request)?.steps();
         self.guidance(request)?;
+        check_cache(request.pass.cache, self.checkpoint.info().blocks)?;
         upsample::check(&request.pass.upsample)?;
         if request.max_sequence_length == 0 {
             return Err(Error::invalid("prompt length 0", "expected at least 1 token"));
@@ -256,7 +257,8 @@ impl Renderer<'_> {
         let conditions = self.encode_conditions(request)?;
         let model = self.load(|| self.checkpoint.denoiser(&self.place))?;
         let first = first_step(&conditions, steps);
-        let resumed = request.start > 0;
+        // Nothing has been drawn for latents that aren't a stopped render's.
+        let resumed = request.start > 0 || request.drawn != Drawn::default();
         let mut noise = Noise::new(request.seed);
         let mut start = held::start(
             held::Given {
@@ -292,6 +294,7 @@ impl Renderer<'_> {
             guidance: &guidance,
             start: request.start.max(first),
             held: held.as_ref(),
+            cache: request.pass.cache,
         };
         let initial = start.latents.to_device(device)?;
         let mut model: Box<dyn Denoiser + '_> = match request.decode.tiling.denoise {
@@ -311,7 +314,7 @@ impl Renderer<'_> {
             finished_steps: done.finished_steps,
             steps,
             cancelled: done.cancelled,
-            drawn: noise.drawn(),
+            drawn: done.drawn,
         })
     }
 
@@ -442,6 +445,19 @@ impl DecodeNoise for DeviceNoise<'_> {
 fn first_step(conditions: &Conditions, steps: usize) -> usize {
     let strength = conditions.source.as_ref().map_or(1.0, |source| source.strength);
     steps - ((steps as f64 * strength) as usize).min(steps)
+}
+
+fn check_cache(threshold: Option<f64>, blocks: usize) -> Result<()> {
+    let Some(threshold) = threshold else { return Ok(()) };
+    let what = format!("step cache {threshold}");
+    if !(threshold > 0.0 && threshold <= 1.0) {
+        return Err(Error::invalid(what, "expected a number above 0, up to 1"));
+    }
+    if blocks < 2 {
+        let why = format!("the model has {blocks} blocks, there is nothing to skip");
+        return Err(Error::invalid(what, why).with_hint("leave out --cache"));
+    }
+    Ok(())
 }
 
 fn check_decode(options: &DecodeOptions) -> Result<()> {

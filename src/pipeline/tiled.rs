@@ -8,7 +8,9 @@ use candle_core::{Device, Tensor};
 
 use crate::{
     error::Result,
-    models::api::{ClipContext, DenoiseTile, Denoiser, Geometry, LatentGrid, Skip, Timestep, TokenBlock},
+    models::api::{
+        ClipContext, DenoiseTile, Denoiser, Geometry, LatentGrid, Skip, StepCache, Timestep, TokenBlock,
+    },
 };
 
 /// A denoiser that never sees more than a tile.
@@ -47,8 +49,11 @@ impl<'a> Tiled<'a> {
         }
         let device = tokens.device();
         let mut all = tokens.zeros_like()?;
-        for part in &self.parts {
+        for (number, part) in self.parts.iter().enumerate() {
             self.inner.begin(&part.clip)?;
+            if let Some(cache) = self.inner.step_cache() {
+                cache.turn_to_tile(number);
+            }
             let at = part.tokens.to_device(device)?;
             let timestep = match timestep {
                 Timestep::Shared(time) => Timestep::Shared(*time),
@@ -93,6 +98,10 @@ impl Denoiser for Tiled<'_> {
         skip: &Skip,
     ) -> Result<Tensor> {
         self.blend(tokens, timestep, &mut |inner, tokens, time| inner.perturbed(tokens, time, branch, skip))
+    }
+
+    fn step_cache(&mut self) -> Option<&mut StepCache> {
+        self.inner.step_cache()
     }
 }
 

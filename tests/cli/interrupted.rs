@@ -9,12 +9,12 @@ use std::{
 
 use crate::bench::{Bench, SMALL};
 
-/// Starts a render of 12 steps and presses Ctrl-C once two of them are done. Gives exit code and stderr.
-fn interrupt(bench: &Bench, more: &[&str]) -> (Option<i32>, String) {
+/// Starts a render and presses Ctrl-C once two of its steps are done. Gives exit code and stderr.
+fn interrupt(bench: &Bench, long: [&str; 8], more: &[&str]) -> (Option<i32>, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_sora"))
         .current_dir(bench.path(""))
         .args(["gen", "a red fox", "-o", "out.y4m", "--progress", "json"])
-        .args(LONG)
+        .args(long)
         .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -37,11 +37,13 @@ fn interrupt(bench: &Bench, more: &[&str]) -> (Option<i32>, String) {
 }
 
 const LONG: [&str; 8] = ["--size", "64x64", "--frames", "9", "--steps", "12", "--seed", "7"];
+/// For steps that a cache makes short.
+const LONGER: [&str; 8] = ["--size", "64x64", "--frames", "9", "--steps", "60", "--seed", "7"];
 
 #[test]
 fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
     let bench = Bench::new();
-    let (code, told) = interrupt(&bench, &[]);
+    let (code, told) = interrupt(&bench, LONG, &[]);
     assert_eq!(code, Some(130), "{told}");
     assert_eq!(bench.names(), ["out.y4m.latents.safetensors"], "{told}");
     assert!(told.contains("sora gen --resume out.y4m.latents.safetensors -o out.y4m"), "{told}");
@@ -59,6 +61,20 @@ fn ctrl_c_saves_what_is_done_and_resuming_gives_the_same_frames() {
 }
 
 #[test]
+fn a_render_with_a_step_cache_is_resumed_where_it_was_wholly_computed() {
+    let bench = Bench::new();
+    for cache in ["0.1", "1"] {
+        let (code, told) = interrupt(&bench, LONGER, &["--cache", cache]);
+        assert_eq!(code, Some(130), "{told}");
+        let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-"];
+        let resumed = bench.sora(&resume).assert().success().get_output().stdout.clone();
+        let mut whole = bench.sora(&["gen", "a red fox", "-o", "-", "--cache", cache]);
+        let whole = whole.args(LONGER).assert().success().get_output().stdout.clone();
+        assert!(resumed == whole, "with {cache} the resumed clip is another one");
+    }
+}
+
+#[test]
 fn a_render_with_pictures_is_resumed_with_the_same_ones() {
     let bench = Bench::new();
     for (name, seed) in [("a.png", "1"), ("b.png", "2")] {
@@ -67,7 +83,7 @@ fn a_render_with_pictures_is_resumed_with_the_same_ones() {
         let _ = bench.sora(&[&args[..], &["-o", name]].concat()).output().expect("the program runs");
     }
     let pictures = ["--init-image", "a.png", "--keyframe", "-1:b.png:0.5"];
-    let (code, told) = interrupt(&bench, &pictures);
+    let (code, told) = interrupt(&bench, LONG, &pictures);
     assert_eq!(code, Some(130), "{told}");
     let resume = ["gen", "--resume", "out.y4m.latents.safetensors", "-o", "-"];
     let resumed = bench.sora(&resume).assert().success().get_output().stdout.clone();

@@ -161,6 +161,32 @@ fn guidance_may_change_on_the_way() {
 }
 
 #[test]
+fn the_step_cache_skips_and_is_kept_in_the_recipe() {
+    let bench = Bench::new();
+    let render = |args: &[&str]| {
+        let small = ["--size", "64x64", "--frames", "9", "--steps", "4", "--seed", "7", "--guidance", "3"];
+        let output = bench.sora(&["gen", "a red fox"]).args(small).args(args).assert().success();
+        output.get_output().clone()
+    };
+    let plain = render(&["-o", "-"]).stdout;
+    assert!(plain == render(&["-o", "-", "--cache", "1e-9"]).stdout, "nothing is that near");
+    let told = render(&["--cache", "1", "-o", "out.y4m", "--progress", "json", "--json"]);
+    let stderr = String::from_utf8(told.stderr).expect("stderr is text");
+    assert!(stderr.contains(r#"{"event":"cached","skipped":6,"calls":8}"#), "{stderr}");
+    let told: Value = serde_json::from_slice(&told.stdout).expect("JSON");
+    assert_eq!(told["recipe"]["passes"][0]["sampling"]["cache"], json!(1.0));
+    let read = |name: &str| fs::read(bench.path(name)).expect("the file is there");
+    assert!(read("out.y4m") != plain);
+    render(&["--cache", "1", "-o", "out.mp4"]);
+    bench.sora(&["gen", "--recipe", "out.mp4", "-o", "again.mp4"]).assert().success();
+    assert!(read("out.mp4") == read("again.mp4"));
+    for wrong in ["0", "1.5", "-0.1", "NaN"] {
+        let stderr = bench.refused(&["gen", "fox", "-o", "x.mp4", "--cache", wrong], 2);
+        assert!(stderr.contains(&format!("invalid step cache {wrong}: expected a number above 0, up to 1")));
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_before_a_weight_is_read() {
     let bench = Bench::new();
     upsampler(&bench, "up.safetensors");

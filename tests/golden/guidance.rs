@@ -27,21 +27,21 @@ use sora::{
 
 use crate::support::{Fixture, Tolerance};
 
-const EXACT: Tolerance = Tolerance { max_abs: 3e-5, cosine: 0.999_999_9 };
-const GRID: LatentGrid = LatentGrid { frames: 2, height: 3, width: 4 };
+pub const EXACT: Tolerance = Tolerance { max_abs: 3e-5, cosine: 0.999_999_9 };
+pub const GRID: LatentGrid = LatentGrid { frames: 2, height: 3, width: 4 };
+pub const GEOMETRY: Geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 6 };
 
-fn denoiser(fixture: &Fixture) -> LtxDenoiser {
+pub fn denoiser(fixture: &Fixture) -> LtxDenoiser {
     assert_eq!(fixture.json("grid"), serde_json::json!([2, 3, 4]));
     let config = fixture.json("config").to_string();
     let config = TransformerConfig::parse(&config, Path::new("config.json")).unwrap();
     let place = Placement { device: Device::Cpu, dtype: DType::F32 };
     let loader = Weights::from_tensors("fixture", fixture.weights()).loader(&place);
     let transformer = LtxTransformer::new(&config, &loader).unwrap();
-    let geometry = Geometry { spatial: 32, temporal: 8, patch: 1, patch_t: 1, channels: 6 };
-    LtxDenoiser::new(transformer, geometry, PositionRule::LtxPipeline)
+    LtxDenoiser::new(transformer, GEOMETRY, PositionRule::LtxPipeline)
 }
 
-fn clip(fixture: &Fixture, texts: &[&str]) -> ClipContext {
+pub fn clip(fixture: &Fixture, texts: &[&str]) -> ClipContext {
     let text = |name: &&str| TextStates {
         states: fixture.tensor(&format!("in.{name}")).clone(),
         mask: fixture.tensor("in.mask").clone(),
@@ -86,7 +86,7 @@ fn guidance_changes_on_the_way() {
     let guidance = GuidancePlan::new(&guidance, &schedule, 3).unwrap();
     let latents: Tensor = denoiser.unpack(fixture.tensor("in.tokens"), GRID).unwrap();
     let texts = clip(&fixture, &["negative", "positive"]);
-    let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None };
+    let plan = Plan { schedule: &schedule, guidance: &guidance, start: 0, held: None, cache: None };
     let mut rng = Noise::new(0);
     let done = denoise(&mut denoiser, &texts, &latents, &plan, &mut rng, &Silent, &mut |_| Ok(())).unwrap();
     let expected = denoiser.unpack(fixture.tensor("out.tokens"), GRID).unwrap();

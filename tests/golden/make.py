@@ -816,6 +816,44 @@ def guidance_skipping():
                      "scheduler": {"shift": 2.0}, "steps": 6}
 
 
+@fixture
+def step_cache():
+    """Whole runs with the step cache, on weights and inputs of `guidance_skipping`: calls that ran one block, and the end."""
+    from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
+
+    given, about = guidance_skipping()
+    steps, strength, thresholds = 24, 3.0, [0.1, 0.3, 0.6]
+    scale = (about["ratios"][0] / about["fps"], about["ratios"][1], about["ratios"][1])
+    tensors, skipped = {}, []
+    for number, threshold in enumerate(thresholds):
+        model, _ = transformer(
+            41, in_channels=6, out_channels=6, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
+            num_layers=3, caption_channels=10,
+        )
+        last, calls, counts = model.transformer_blocks[-1].ff, [], []
+        last.register_forward_hook(lambda *_: calls.append(1))
+        model.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config({"shift": 2.0})
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+        sample = given["in.tokens"]
+        for time in scheduler.timesteps:
+            said = {}
+            for text in ["negative", "positive"]:
+                calls.clear()
+                with model.cache_context(text):
+                    said[text] = model(
+                        sample, given[f"in.{text}"], time.expand(1), given["in.mask"], *about["grid"],
+                        rope_interpolation_scale=scale, return_dict=False,
+                    )[0]
+                counts.append(not calls)
+            joined = said["negative"] + strength * (said["positive"] - said["negative"])
+            sample = scheduler.step(joined, time, sample, return_dict=False)[0]
+        tensors[f"out.tokens.{number}"] = sample
+        skipped.append(sum(counts))
+    return tensors, {"thresholds": thresholds, "skipped": skipped, "steps": steps, "guidance": {"scale": strength},
+                     "scheduler": {"shift": 2.0}}
+
+
 if __name__ == "__main__":
     assert diffusers.__version__ == PIN, f"diffusers {diffusers.__version__} (expected {PIN})"
     torch.set_grad_enabled(False)

@@ -55,7 +55,7 @@ impl Begun {
         Ok(Self {
             latents: step.latents()?.to_device(&Device::Cpu)?,
             beside: step.beside()?,
-            steps_done: step.done,
+            steps_done: step.saved(),
             drawn: step.drawn(),
         })
     }

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use super::transformer::{LtxTransformer, TextContext, TimeContext};
 use crate::{
     error::Result,
-    models::api::{ClipContext, Denoiser, Geometry, LatentGrid, Skip, Timestep, TokenBlock},
+    models::api::{ClipContext, Denoiser, Geometry, LatentGrid, Skip, StepCache, Timestep, TokenBlock},
     nn::rope::Rotary,
 };
 
@@ -56,6 +56,7 @@ pub struct LtxDenoiser {
     geometry: Geometry,
     rule: PositionRule,
     clip: Option<Clip>,
+    cache: StepCache,
 }
 
 /// What [`Denoiser::begin`] leaves for every step.
@@ -70,7 +71,7 @@ impl LtxDenoiser {
     /// `geometry` has the ratios of the VAE and the patch sizes of the transformer.
     #[must_use]
     pub fn new(transformer: LtxTransformer, geometry: Geometry, rule: PositionRule) -> Self {
-        Self { transformer, geometry, rule, clip: None }
+        Self { transformer, geometry, rule, clip: None, cache: StepCache::default() }
     }
 }
 
@@ -124,6 +125,10 @@ impl Denoiser for LtxDenoiser {
     ) -> Result<Tensor> {
         self.run(tokens, timestep, branch, Some(skip))
     }
+
+    fn step_cache(&mut self) -> Option<&mut StepCache> {
+        Some(&mut self.cache)
+    }
 }
 
 impl LtxDenoiser {
@@ -155,7 +160,14 @@ impl LtxDenoiser {
         };
         let device = tokens.device();
         let tokens = tokens.to_device(self.transformer.device())?;
-        let velocity = self.transformer.forward_skipping(&tokens, text, &time, &clip.rotary, skip)?;
+        let velocity = self.transformer.forward_with(
+            &tokens,
+            text,
+            &time,
+            &clip.rotary,
+            skip,
+            self.cache.branch(branch, skip),
+        )?;
         Ok(velocity.to_dtype(DType::F32)?.to_device(device)?)
     }
 }

@@ -20,7 +20,7 @@ use self::{
 pub use self::{config::TransformerConfig, positions::Positions, time::TimeContext};
 use crate::{
     error::Result,
-    models::api::Skip,
+    models::{api::Skip, step_cache::CachedBranch},
     nn::{
         activation::gelu_tanh,
         linear::{self, Linear},
@@ -138,23 +138,48 @@ impl LtxTransformer {
         time: &TimeContext,
         rotary: &Rotary,
     ) -> Result<Tensor> {
-        self.forward_skipping(tokens, text, time, rotary, None)
+        self.forward_with(tokens, text, time, rotary, None, None)
     }
 
-    /// As [`LtxTransformer::forward`], with parts of some blocks left out.
-    pub fn forward_skipping(
+    /// As [`LtxTransformer::forward`], with parts of some blocks left out, or all blocks but the first where `cache`
+    /// has what they would say.
+    pub fn forward_with(
         &self,
         tokens: &Tensor,
         text: &TextContext,
         time: &TimeContext,
         rotary: &Rotary,
         skip: Option<&Skip>,
+        cache: Option<CachedBranch<'_>>,
     ) -> Result<Tensor> {
         let (_, _, _) = tokens.dims3()?;
         let mut x = self.proj_in.forward(&tokens.to_dtype(self.dtype)?)?; // [B, L, D]
-        for (number, (block, text_kv)) in self.transformer_blocks.iter().zip(&text.blocks).enumerate() {
+        let run = |number: usize, x: &Tensor| {
             let mode = skip.filter(|skip| skip.blocks.contains(&number)).map(|skip| skip.mode);
-            x = block.forward(&x, time, rotary, text_kv, text.bias.as_ref(), mode)?;
+            let (block, text_kv) = (&self.transformer_blocks[number], &text.blocks[number]);
+            block.forward(x, time, rotary, text_kv, text.bias.as_ref(), mode)
+        };
+        let count = self.transformer_blocks.len();
+        match cache {
+            Some(mut cache) if count > 1 => {
+                let before = x;
+                x = run(0, &before)?;
+                let first = (&x - before)?;
+                if let Some(rest) = cache.rest(&first)? {
+                    x = (x + rest)?;
+                } else {
+                    let head = x.clone();
+                    for number in 1..count {
+                        x = run(number, &x)?;
+                    }
+                    cache.keep(first, (&x - head)?);
+                }
+            }
+            _ => {
+                for number in 0..count {
+                    x = run(number, &x)?;
+                }
+            }
         }
         let vectors = time.last(&self.scale_shift_table)?;
         let x = vectors.apply(&x, Norm::Layer { eps: LAST_EPS }, /* shift */ 0, /* scale */ 1)?;
