@@ -134,7 +134,7 @@ impl Begun {
         DecodeOptions {
             timestep: timestep.unwrap_or(0.0),
             noise_scale: choice.noise_scale.or(shared),
-            tiling: choice.tiling,
+            tiling: choice.tiling(),
         }
     }
 }
