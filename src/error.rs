@@ -201,6 +201,18 @@ pub enum Error {
         /// What would fit.
         hint: String,
     },
+    /// The estimate says that the work can't be held under the limit that the user has set.
+    #[error("{what} needs about {least_mib} MiB of memory, the limit is {limit}")]
+    OverLimit {
+        /// Which stage.
+        what: String,
+        /// The least limit under which it could be done.
+        least_mib: u64,
+        /// The limit.
+        limit: String,
+        /// The way out.
+        hint: String,
+    },
     /// Something that every render needs doesn't work.
     #[error("this machine isn't fit to make videos: {broken} doesn't work")]
     Unfit {
@@ -395,7 +407,10 @@ impl Error {
     pub fn with_hint(mut self, text: impl Into<String>) -> Self {
         match &mut self {
             Self::Invalid { hint, .. } => *hint = Some(text.into()),
-            Self::Device { hint, .. } | Self::OutOfMemory { hint, .. } | Self::BadOutput { hint, .. } => {
+            Self::Device { hint, .. }
+            | Self::OutOfMemory { hint, .. }
+            | Self::OverLimit { hint, .. }
+            | Self::BadOutput { hint, .. } => {
                 *hint = text.into();
             }
             _ => {}
@@ -441,7 +456,9 @@ impl Error {
             | Self::Ffmpeg { .. }
             | Self::DiskFull { .. } => ErrorKind::Io,
             Self::Hub { .. } | Self::WrongBytes { .. } => ErrorKind::Hub,
-            Self::Device { .. } | Self::OutOfMemory { .. } | Self::Unfit { .. } => ErrorKind::Resources,
+            Self::Device { .. } | Self::OutOfMemory { .. } | Self::OverLimit { .. } | Self::Unfit { .. } => {
+                ErrorKind::Resources
+            }
             Self::BadOutput { .. } => ErrorKind::BadOutput,
             Self::Cancelled { .. } => ErrorKind::Cancelled,
             Self::Unfinished { source, .. } => source.kind(),
@@ -454,9 +471,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Invalid { hint, .. } => hint.clone(),
-            Self::Device { hint, .. } | Self::OutOfMemory { hint, .. } | Self::BadOutput { hint, .. } => {
-                (!hint.is_empty()).then(|| hint.clone())
-            }
+            Self::Device { hint, .. }
+            | Self::OutOfMemory { hint, .. }
+            | Self::OverLimit { hint, .. }
+            | Self::BadOutput { hint, .. } => (!hint.is_empty()).then(|| hint.clone()),
             Self::UnknownEnding { .. } => {
                 Some("give the output a known ending, or a folder (ending in `/`) for PNG frames".into())
             }

@@ -2,6 +2,7 @@
 
 use crate::{
     app::{
+        budget::Holding,
         detail::Held,
         forecast::Labour,
         generate::GenerateRequest,
@@ -130,11 +131,30 @@ pub(super) fn settle(
         notes.push(format!("{} frames are made in {} windows", passes[0].spec.frames, plan.windows.len()));
         take = Some(plan);
     }
-    let RenderRequest { spec, decode, .. } = passes.last().expect("a plan has at least one pass");
-    let spec = *spec;
+    let spec = passes.last().expect("a plan has at least one pass").spec;
+    let upscale = match request.upscale {
+        Some(upscale) => {
+            let (size, note) = upscale.settle(&spec)?;
+            notes.extend(note);
+            Some(size)
+        }
+        None => None,
+    };
     let at_once = take.as_ref().map_or(spec, |plan| plan.window_spec(&spec, &geometry));
-    memory::check(checkpoint, &at_once, place, &decode.tiling, conditioned)?;
-    memory::check_decode(checkpoint, &spec, place, &decode.tiling)?;
+    let holding = Holding {
+        checkpoint,
+        at_once,
+        whole: spec,
+        size: upscale.unwrap_or(spec.size()),
+        place,
+        encodes: conditioned,
+        decodes_only: false,
+    };
+    let tilings = passes.iter_mut().map(|pass| &mut pass.decode.tiling);
+    notes.extend(holding.keep_to(request.max_memory, request.decode.free(), tilings)?);
+    let tiling = passes.last().expect("a plan has at least one pass").decode.tiling;
+    memory::check(checkpoint, &at_once, place, &tiling, conditioned)?;
+    memory::check_decode(checkpoint, &spec, place, &tiling)?;
     let mut visual = request.visual.clone();
     visual.settle_detail(checkpoint.info().defaults.detail)?;
     for (index, pass) in passes.iter_mut().enumerate().skip(first) {
@@ -149,14 +169,6 @@ pub(super) fn settle(
         }
     }
     let held = visual.held(&geometry, &spec)?;
-    let upscale = match request.upscale {
-        Some(upscale) => {
-            let (size, note) = upscale.settle(&spec)?;
-            notes.extend(note);
-            Some(size)
-        }
-        None => None,
-    };
     Ok(Settled {
         passes,
         upsamplers,

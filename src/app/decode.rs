@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     app::{
+        budget::{Free, Holding, MemoryLimit},
         clip::{self, Clip},
         detail::Held,
         latents::{self, Latents, Origin},
@@ -36,6 +37,20 @@ pub struct DecodeChoice {
     pub noise_scale: Option<f64>,
     /// How the decode is cut.
     pub tiling: Tiling,
+    /// Latent cells read around tiles, if the user says it; else the tiling's own.
+    pub context: Option<usize>,
+}
+
+impl DecodeChoice {
+    /// How the decode is cut, as far as the user says.
+    pub(super) fn tiling(&self) -> Tiling {
+        Tiling { context: self.context.unwrap_or(self.tiling.context), ..self.tiling }
+    }
+
+    /// What is left open of it.
+    pub(super) fn free(&self) -> Free {
+        Free::beside(&self.tiling, self.context)
+    }
 }
 
 /// What to decode, and how. What is `None` is taken from the latents' own account of themselves.
@@ -55,6 +70,10 @@ pub struct DecodeRequest {
     pub decode_noise_scale: Option<f64>,
     /// How the decode is cut.
     pub tiling: Tiling,
+    /// Latent cells read around tiles.
+    pub context: Option<usize>,
+    /// The most memory to take: tiles are chosen so that it is enough.
+    pub max_memory: Option<MemoryLimit>,
     /// The size to bring the frames to.
     pub upscale: Option<Upscale>,
     /// Where to compute.
@@ -92,7 +111,6 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
     let device = request.device.open()?;
     let place = Placement { dtype: request.dtype.resolve(&device), device };
     let mut origin = origin_of(request, &file, checkpoint.as_ref(), &place)?;
-    memory::check(checkpoint.as_ref(), &origin.recipe.spec, &place, &origin.recipe.tiling, false)?;
     if let Some(upscale) = request.upscale {
         let (size, note) = upscale.settle(&origin.recipe.spec)?;
         origin.recipe.upscale = Some(size);
@@ -100,6 +118,22 @@ pub fn decode(request: &DecodeRequest, reporter: &dyn Reporter) -> Result<Clip> 
             let _ = tally.emit(&Event::Note { message });
         }
     }
+    let size = origin.recipe.frame_size();
+    let Recipe { spec, tiling, .. } = &mut origin.recipe;
+    let holding = Holding {
+        checkpoint: checkpoint.as_ref(),
+        at_once: *spec,
+        whole: *spec,
+        size,
+        place: &place,
+        encodes: false,
+        decodes_only: true,
+    };
+    let free = Free::beside(tiling, request.context);
+    if let Some(message) = holding.keep_to(request.max_memory, free, [&mut *tiling])? {
+        let _ = tally.emit(&Event::Note { message });
+    }
+    memory::check(checkpoint.as_ref(), spec, &place, tiling, false)?;
     clip::check_files(&files, &request.outputs, &origin.recipe.spec, origin.recipe.frame_size())?;
     let whole = file.origin.as_ref().map_or(0, |origin| origin.recipe.spec.frames);
     let made = origin.recipe.spec.frames;
@@ -177,9 +211,11 @@ fn origin_of(
     recipe.seed = request.seed.unwrap_or(recipe.seed);
     recipe.decode_timestep = request.decode_timestep.unwrap_or(recipe.decode_timestep);
     recipe.decode_noise_scale = request.decode_noise_scale.or(recipe.decode_noise_scale);
+    let was_cut = recipe.tiling.spatial.is_some() || recipe.tiling.temporal.is_some();
     recipe.tiling.spatial = request.tiling.spatial.or(recipe.tiling.spatial);
     recipe.tiling.temporal = request.tiling.temporal.or(recipe.tiling.temporal);
-    recipe.tiling.context = request.tiling.context;
+    let told = if was_cut { recipe.tiling.context } else { request.tiling.context };
+    recipe.tiling.context = request.context.unwrap_or(told);
     recipe.device = clip::device_name(place);
     recipe.dtype = place.dtype.as_str().into();
     Ok(origin)

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     app::{
+        budget::{Excess, Holding, MemoryLimit},
         clip::device_name,
         generate::GenerateRequest,
         memory::{self, Need, Stage},
@@ -26,7 +27,7 @@ use crate::{
     error::{Error, Result},
     event::Silent,
     hub::free_bytes,
-    models::api::{Checkpoint, Placement},
+    models::api::{Checkpoint, Placement, Tiling},
     pipeline::render::{RenderRequest, Renderer},
     video::VideoSpec,
 };
@@ -82,6 +83,14 @@ pub struct Forecast {
     pub peak_stage: &'static str,
     /// Bytes of it that can be had now, where the system says so.
     pub available_bytes: Option<u64>,
+    /// The most that may be taken, if the user has set a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_bytes: Option<u64>,
+    /// What the limit lacks, if it is too low.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_limit: Option<Excess>,
+    /// How it is cut.
+    pub tiling: Tiling,
     /// Seconds from start to finished file, without downloads.
     pub seconds: f64,
     /// What time is reckoned from.
@@ -112,10 +121,33 @@ pub fn forecast(request: &GenerateRequest, download_bytes: u64, cache: &Path) ->
         let cut = request.cut(&mut passes[0], checkpoint.as_ref())?;
         window = Some(cut.window_spec(&passes[0].spec, &geometry));
     }
-    let forecast = of(checkpoint.as_ref(), &passes, window, &place, !request.visual.is_empty())?;
+    let (encodes, limit) = (!request.visual.is_empty(), request.max_memory);
+    let spec = passes.last().expect("a plan has at least one pass").spec;
+    let holding = Holding {
+        checkpoint: checkpoint.as_ref(),
+        at_once: window.unwrap_or(spec),
+        whole: spec,
+        size: request
+            .upscale
+            .map(|upscale| upscale.settle(&spec))
+            .transpose()?
+            .map_or(spec.size(), |up| up.0),
+        place: &place,
+        encodes,
+        decodes_only: false,
+    };
+    let mut over_limit = None;
+    if let Some(limit) = limit {
+        let tiling = passes.last().expect("a plan has at least one pass").decode.tiling;
+        let fit = holding.fit(limit, tiling, request.decode.free());
+        passes.iter_mut().for_each(|pass| pass.decode.tiling = fit.tiling);
+        over_limit = holding.excess(&fit);
+    }
+    let forecast = of(checkpoint.as_ref(), &passes, window, &place, encodes, limit)?;
     let disk_free_bytes = free_bytes(cache);
-    let fits = forecast.fits && disk_free_bytes.is_none_or(|free| free >= download_bytes);
-    Ok(Forecast { download_bytes, disk_free_bytes, fits, ..forecast })
+    let room = disk_free_bytes.is_none_or(|free| free >= download_bytes);
+    let fits = forecast.fits && over_limit.is_none() && room;
+    Ok(Forecast { download_bytes, disk_free_bytes, fits, over_limit, ..forecast })
 }
 
 /// Forecasts a render on a checkpoint that is here; its last pass is the one that is decoded. A clip that is made in
@@ -127,6 +159,7 @@ pub(super) fn of(
     window: Option<VideoSpec>,
     place: &Placement,
     encodes: bool,
+    limit: Option<MemoryLimit>,
 ) -> Result<Forecast> {
     let (info, last) = (checkpoint.info(), passes.last().expect("a render has a pass"));
     let (spec, tiling) = (&last.spec, &last.decode.tiling);
@@ -177,6 +210,9 @@ pub(super) fn of(
         peak_bytes,
         peak_stage,
         available_bytes,
+        limit_bytes: limit.map(MemoryLimit::bytes),
+        over_limit: None,
+        tiling: *tiling,
         speed,
         download_bytes: 0,
         disk_free_bytes: None,
@@ -347,6 +383,9 @@ impl Forecast {
     /// An error if it doesn't fit.
     pub fn verdict(&self) -> Result<()> {
         const MIB: u64 = 1 << 20;
+        if let Some(excess) = &self.over_limit {
+            return Err(excess.error());
+        }
         match self.available_bytes {
             _ if self.fits => Ok(()),
             Some(have) if have < self.peak_bytes => Err(Error::OutOfMemory {

@@ -12,6 +12,7 @@ use candle_core::Tensor;
 
 use crate::{
     app::{
+        budget::MemoryLimit,
         check::{Settled, settle},
         clip::{self, Clip},
         decode::DecodeChoice,
@@ -82,6 +83,8 @@ pub struct GenerateRequest {
     pub stopped: Option<Stopped>,
     /// How a clip longer than the model's window is cut.
     pub take: TakeOptions,
+    /// The most memory to take: how it is decoded is chosen so that it is enough.
+    pub max_memory: Option<MemoryLimit>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// How precisely to compute.
@@ -113,6 +116,7 @@ impl Default for GenerateRequest {
             initial_latents: None,
             stopped: None,
             take: TakeOptions::default(),
+            max_memory: None,
             device: DeviceChoice::default(),
             dtype: DTypeChoice::default(),
             prompt_cache: None,
@@ -278,6 +282,7 @@ impl GenerateRequest {
                 timestep: Some(recipe.decode_timestep),
                 noise_scale: recipe.decode_noise_scale,
                 tiling: recipe.tiling,
+                context: None,
             },
             upscale: recipe.upscale.map(Upscale::To),
             take,
@@ -461,7 +466,14 @@ impl<'a> Job<'a> {
         let (passes, conditioned) = (&self.passes[self.first..], !self.request.visual.is_empty());
         let geometry = self.checkpoint.info().geometry;
         let window = self.take.as_ref().map(|plan| plan.window_spec(&self.last().spec, &geometry));
-        forecast::of(self.checkpoint.as_ref(), passes, window, &self.place, conditioned)
+        forecast::of(
+            self.checkpoint.as_ref(),
+            passes,
+            window,
+            &self.place,
+            conditioned,
+            self.request.max_memory,
+        )
     }
 
     fn renderer(&self) -> Renderer<'_> {

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use candle_core::DType;
 
 use crate::{
-    app::loaded::Keep,
+    app::{budget::MemoryLimit, check::Checked, loaded::Keep},
     error::{Error, Result},
     models::api::{Activations, Checkpoint, Geometry, KeptBytes, Placement, Tiling, WeightBytes},
     video::VideoSpec,
@@ -195,7 +195,7 @@ pub(super) struct Need {
 }
 
 impl Need {
-    fn sum(&self) -> u64 {
+    pub fn sum(&self) -> u64 {
         self.weights.saturating_add(self.working).saturating_add(self.own)
     }
 }
@@ -226,9 +226,20 @@ fn share(of: WeightBytes, weights: WeightBytes) -> WeightBytes {
     }
 }
 
+/// What each stage needs of a clip where nothing is kept in memory for other clips.
+pub(super) fn needs_alone(
+    checkpoint: &dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &Placement,
+    tiling: &Tiling,
+) -> Vec<Need> {
+    let activations = checkpoint.activations(spec, place, tiling);
+    stages(checkpoint.resident(place), KeptBytes::default(), activations, encoder_bytes(spec))
+}
+
 /// What a video encoder holds of the frames that it has been given: measured on H.264 at its usual settings, from
 /// 24 to 1,200 frames of 1280×720.
-fn encoder_bytes(spec: &VideoSpec) -> u64 {
+pub(super) fn encoder_bytes(spec: &VideoSpec) -> u64 {
     const AHEAD: usize = 43;
     (spec.width * spec.height * spec.frames.min(AHEAD)) as u64 * 9 / 2
 }
@@ -257,17 +268,21 @@ fn stages(weights: WeightBytes, kept: KeptBytes, activations: Activations, encod
     ]
 }
 
-/// The stages that this machine can keep in memory through many clips up to this one's size. The denoiser comes
-/// first, since each clip needs it; the text encoder last, since what it says of a prompt can be kept instead.
+/// The stages that this machine can keep in memory through many clips up to this one's size, and under a limit. The
+/// denoiser comes first, since each clip needs it; the text encoder last, since what it says of a prompt can be kept
+/// instead.
 #[must_use]
-pub fn keep(checkpoint: &dyn Checkpoint, spec: &VideoSpec, place: &Placement, tiling: &Tiling) -> Keep {
+pub fn keep(checkpoint: &dyn Checkpoint, clip: &Checked, limit: Option<MemoryLimit>) -> Keep {
+    let Checked { spec, at_once, tiling, place, .. } = clip;
     if !place.device.is_cpu() {
         // A GPU isn't asked what it has; the text encoder is what fills it.
         return Keep { text: false, ..Keep::ALL };
     }
-    let Some(have) = available() else { return Keep::ALL };
+    let have = available().into_iter().chain(limit.map(MemoryLimit::room)).min();
+    let Some(have) = have else { return Keep::ALL };
     let weights = checkpoint.resident(place);
-    let activations = Activations { encode: 0, ..checkpoint.activations(spec, place, tiling) };
+    let decode = checkpoint.activations(spec, place, tiling).decode;
+    let activations = Activations { encode: 0, decode, ..checkpoint.activations(at_once, place, tiling) };
     let fits = |keep: &Keep| {
         let kept = KeptBytes { wanted: keep.of(weights), loaded: WeightBytes::default() };
         hungriest(&stages(weights, kept, activations, encoder_bytes(spec))).1 <= have

@@ -1,6 +1,7 @@
 //! The verbs as library functions: jobs and files on this floor, tensors below it.
 
 pub mod batch;
+pub mod budget;
 pub mod check;
 pub mod clip;
 pub mod convert;

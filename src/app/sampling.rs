@@ -136,7 +136,7 @@ impl Begun {
         DecodeOptions {
             timestep: timestep.unwrap_or(0.0),
             noise_scale: choice.noise_scale.or(shared),
-            tiling: choice.tiling,
+            tiling: choice.tiling(),
         }
     }
 }

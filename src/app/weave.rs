@@ -36,6 +36,7 @@ use crate::{
 
 use loom::Loom;
 pub use outlook::Looks;
+use outlook::holding;
 pub(super) use outlook::{check_loop, check_weave};
 
 /// Where a clip is extended to.
@@ -325,6 +326,9 @@ pub fn weave_on(
     let device = base.device.open()?;
     let place = Placement { dtype: base.dtype.resolve(&device), device };
     let mut loom = Loom::prepare(request, checkpoint.as_ref(), &files, seed, &mut Looks::default())?;
+    let (spec, tiling) = (loom.render.spec, &mut loom.render.decode.tiling);
+    let chosen =
+        holding(checkpoint.as_ref(), &spec, &place).keep_to(base.max_memory, base.decode.free(), [tiling])?;
     memory::check(checkpoint.as_ref(), &loom.render.spec, &place, &loom.render.decode.tiling, true)?;
     let outputs = loom.outputs(&base.outputs);
     clip::check_files(&files, &outputs, &loom.output, loom.output.size())?;
@@ -338,6 +342,7 @@ pub fn weave_on(
         note(format!("seed {}", loom.render.seed));
     }
     note(loom.told());
+    chosen.into_iter().for_each(note);
     loom.note_format(&outputs).into_iter().for_each(note);
     let recipe = loom.recipe(request, checkpoint.as_ref(), &place);
     let origin = Origin {

@@ -4,7 +4,10 @@ use std::num::NonZeroUsize;
 
 use anyhow::Context;
 use clap::Args;
-use sora::device::{DTypeChoice, DeviceChoice};
+use sora::{
+    app::budget::MemoryLimit,
+    device::{DTypeChoice, DeviceChoice},
+};
 
 /// Where and how precisely to compute.
 #[derive(Debug, Clone, Args)]
@@ -19,6 +22,13 @@ pub struct ComputeArgs {
     /// `auto` is f32 on a CPU and bf16 on a GPU. Norms and sums are f32 whatever this says.
     #[arg(long, value_name = "DTYPE", default_value_t, hide_short_help = true)]
     pub dtype: DTypeChoice,
+
+    /// Take no more memory than this, e.g. 4GiB or 800MiB: decode in tiles if need be
+    ///
+    /// What is forecast decides, before anything is computed; what can't be done under the limit is refused. On a GPU
+    /// it is the GPU's memory. K, M, G and KiB, MiB, GiB are powers of 1024; kB, MB, GB of 1000.
+    #[arg(long, value_name = "SIZE", hide_short_help = true)]
+    pub max_memory: Option<MemoryLimit>,
 
     /// CPU threads [default: one per physical core]
     #[arg(long, value_name = "N", hide_short_help = true)]

@@ -77,6 +77,8 @@ fn lower(args: Args, model: Option<ModelSource>) -> DecodeRequest {
         decode_timestep: args.decoding.decode_timestep,
         decode_noise_scale: args.decoding.decode_noise_scale,
         tiling: args.decoding.tiling(),
+        context: args.decoding.vae_tile_context,
+        max_memory: args.compute.max_memory,
         upscale: args.decoding.upscale,
         device: args.compute.device,
         dtype: args.compute.dtype,

@@ -35,8 +35,9 @@ pub struct DecodingArgs {
     pub vae_tile_frames: Option<(usize, usize)>,
 
     /// Latent cells read around each tile and cut off again: more hide the tiles better, 0 is as diffusers does it
-    #[arg(long, value_name = "CELLS", hide_short_help = true, default_value_t = CONTEXT)]
-    pub vae_tile_context: usize,
+    /// [default: 4]
+    #[arg(long, value_name = "CELLS", hide_short_help = true)]
+    pub vae_tile_context: Option<usize>,
 }
 
 /// How the denoiser's work is cut.
@@ -67,19 +68,18 @@ impl DecodingArgs {
     pub fn apply(&self, options: &mut DecodeChoice) {
         options.timestep = self.decode_timestep.or(options.timestep);
         options.noise_scale = self.decode_noise_scale.or(options.noise_scale);
+        if options.tiling.spatial.is_none() && options.tiling.temporal.is_none() {
+            // What has been cut keeps its own.
+            options.tiling.context = CONTEXT;
+        }
+        options.context = self.vae_tile_context.or(options.context);
         options.tiling.spatial = self.vae_tile.or(options.tiling.spatial);
         options.tiling.temporal = self.vae_tile_frames.or(options.tiling.temporal);
-        options.tiling.context = self.vae_tile_context;
     }
 
     /// The tiles that were asked for.
     pub fn tiling(&self) -> Tiling {
-        Tiling {
-            denoise: None,
-            spatial: self.vae_tile,
-            temporal: self.vae_tile_frames,
-            context: self.vae_tile_context,
-        }
+        Tiling { denoise: None, spatial: self.vae_tile, temporal: self.vae_tile_frames, context: CONTEXT }
     }
 }
 

@@ -5,10 +5,12 @@ use std::{io::Read, num::NonZeroUsize, path::PathBuf};
 use sora::{
     Error,
     app::{
+        check::check_on,
         direction::{Camera, Directing},
         generate::{GenerateRequest, Job},
         loaded::{Keep, Loaded},
         locate::{locate, recipe_of},
+        memory,
         outputs::{Outputs, Preview},
         recipe::RecipeFile,
         shape::{Aspect, LengthChoice, SizeChoice},
@@ -95,7 +97,8 @@ pub struct Args {
     prompts: PromptArgs,
     /// Keep all stages in memory between videos
     ///
-    /// By default each stage leaves memory when its work is done, and only one is there at a time.
+    /// By default each stage leaves memory when its work is done, and only one is there at a time. Under --max-memory
+    /// those stay that it has room for.
     #[arg(long, hide_short_help = true, help_heading = "Compute")]
     keep_loaded: bool,
     #[command(flatten)]
@@ -358,7 +361,11 @@ fn generate(
 ) -> anyhow::Result<()> {
     let mut checkpoint = request.open()?;
     if keep_loaded {
-        checkpoint = Box::new(Loaded::new(checkpoint, Keep::ALL));
+        let keep = match request.max_memory {
+            None => Keep::ALL,
+            limit => memory::keep(checkpoint.as_ref(), &check_on(request, checkpoint.as_ref())?, limit),
+        };
+        checkpoint = Box::new(Loaded::new(checkpoint, keep));
     }
     let mut job = Job::prepare_on(request, reporter, checkpoint)?;
     if report.verbose {
@@ -451,6 +458,7 @@ pub fn lower(mut args: Args, locate: &Locate<'_>) -> Result<GenerateRequest, Err
     tile.apply(&mut request.decode);
     request.upscale = decoding.upscale.or(request.upscale);
     request.device = compute.device;
+    request.max_memory = compute.max_memory;
     request.prompt_cache = prompts.cache();
     if compute.dtype != DTypeChoice::Auto {
         request.dtype = compute.dtype;

@@ -101,6 +101,7 @@ fn lower(args: Args, model: Option<ModelSource>) -> Result<WeaveRequest, Error> 
         negative_prompt: args.negative_prompt,
         length: args.duration.map_or(LengthChoice::Default, LengthChoice::Seconds),
         upscale: args.decoding.upscale,
+        max_memory: args.compute.max_memory,
         device: args.compute.device,
         dtype: args.compute.dtype,
         outputs: args.output.lower(),

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, io::Write};
 
 use sora::app::{
+    budget::describe,
     forecast::{Forecast, forecast},
     locate::outline,
 };
@@ -91,6 +92,8 @@ pub fn text(forecast: &Forecast) -> String {
         Some(have) => format!("{} are free", size(have)),
         None => "this system doesn't say how much is free".into(),
     };
+    let limit =
+        forecast.limit_bytes.map_or_else(String::new, |bytes| format!(", {} are allowed", size(bytes)));
     let verdict = if forecast.fits { "it fits" } else { "it doesn't fit" };
     let disk = match (forecast.download_bytes, forecast.disk_free_bytes) {
         (0, _) => "nothing to download".to_owned(),
@@ -112,10 +115,11 @@ pub fn text(forecast: &Forecast) -> String {
         ),
         table(&rows).trim_end().to_owned(),
         format!(
-            "memory  {} while {}, {available}: {verdict}",
+            "memory  {} while {}, {available}{limit}: {verdict}",
             size(forecast.peak_bytes),
             forecast.peak_stage
         ),
+        format!("decode  in {}", describe(&forecast.tiling)),
         format!("time    about {}", progress::clock(std::time::Duration::from_secs_f64(forecast.seconds))),
         format!("disk    {disk}"),
     ];

@@ -126,6 +126,7 @@ pub fn lower(args: Args, model: Option<ModelSource>) -> StoryboardRequest {
         upscale: args.decoding.upscale,
         decode,
         take: args.windows.lower(args.window),
+        max_memory: args.compute.max_memory,
         device: args.compute.device,
         dtype: args.compute.dtype,
         outputs: args.output.lower(),

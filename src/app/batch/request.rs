@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use crate::{
     app::{
+        budget::MemoryLimit,
         check::{Checked, check_on},
         clip::Clip,
         fingerprint,
@@ -87,6 +88,15 @@ impl JobRequest {
     #[must_use]
     pub fn seed(&self) -> Option<u64> {
         self.base().and_then(|base| base.seed)
+    }
+
+    /// The most memory that it may take.
+    #[must_use]
+    pub fn max_memory(&self) -> Option<MemoryLimit> {
+        match self {
+            Self::Film(film) => film.max_memory,
+            _ => self.base().and_then(|base| base.max_memory),
+        }
     }
 
     /// One video with this seed.

@@ -282,7 +282,9 @@ impl<'a> Work<'a> {
         let begun = |steps: usize| listener.begun(steps);
         match request.make(listener, loaded, &begun) {
             // Without what is kept, there may be room.
-            Err(Error::OutOfMemory { .. }) if self.loaded.as_ref().is_some_and(|g| g.keep != Keep::NONE) => {
+            Err(Error::OutOfMemory { .. } | Error::OverLimit { .. })
+                if self.loaded.as_ref().is_some_and(|g| g.keep != Keep::NONE) =>
+            {
                 let loaded = self.loaded(claim, &request, Some(Keep::NONE))?;
                 request.make(listener, loaded, &begun)
             }
@@ -311,8 +313,7 @@ impl<'a> Work<'a> {
         let mut looks = Looks::default();
         let loaded = Loaded::new(request.open()?, Keep::NONE);
         let checked = request.check_on(&loaded, &mut looks)?;
-        let keep =
-            keep.unwrap_or_else(|| memory::keep(&loaded, &checked.at_once, &checked.place, &checked.tiling));
+        let keep = keep.unwrap_or_else(|| memory::keep(&loaded, &checked, request.max_memory()));
         let loaded = loaded.keeping(keep);
         if !keep.text {
             let mut prompts = Vec::new();

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::film::{Film, Reference, Shot, Transition};
 use crate::{
     app::{
+        budget::{Holding, MemoryLimit},
         check::{Checked, latent_bytes},
         clip,
         decode::DecodeChoice,
@@ -54,6 +55,8 @@ pub struct StoryboardRequest {
     pub decode: DecodeChoice,
     /// How long shots are cut into windows.
     pub take: TakeOptions,
+    /// The most memory to take: how shots are decoded is chosen so that it is enough.
+    pub max_memory: Option<MemoryLimit>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// How precisely to compute.
@@ -235,6 +238,7 @@ impl<'a> Storyboard<'a> {
         if !complaints.is_empty() {
             return Err(Error::Film { path: path.clone(), complaints });
         }
+        storyboard.keep_to_limit()?;
         storyboard.check()?;
         Ok(storyboard)
     }
@@ -470,6 +474,28 @@ impl<'a> Storyboard<'a> {
             sha256: None,
         };
         Visual { keyframes: shot.references.iter().map(keyframe).collect(), ..Visual::default() }
+    }
+
+    /// Cuts the decode of all shots so that the film keeps to the limit on memory.
+    fn keep_to_limit(&mut self) -> Result<()> {
+        let geometry = self.checkpoint.info().geometry;
+        let windows = self.shots.iter().map(|shot| shot.plan.window_spec(&shot.render.spec, &geometry));
+        let Some(at_once) = windows.max_by_key(|window| window.frames) else { return Ok(()) };
+        let holding = Holding {
+            checkpoint: self.checkpoint.as_ref(),
+            at_once,
+            whole: self.spec,
+            size: self.upscale.unwrap_or(self.spec.size()),
+            place: &self.place,
+            encodes: self.shots.iter().any(|shot| !shot.visual.is_empty()),
+            decodes_only: false,
+        };
+        let tilings = self.shots.iter_mut().map(|shot| &mut shot.render.decode.tiling);
+        let free = self.request.decode.free();
+        if let Some(message) = holding.keep_to(self.request.max_memory, free, tilings)? {
+            let _ = self.tally.emit(&Event::Note { message });
+        }
+        Ok(())
     }
 
     /// Finds out now what would fail later for the model's sake.

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     app::{
+        budget::Holding,
         check::{Checked, check_on},
         forecast::Labour,
         generate::GenerateRequest,
@@ -81,7 +82,9 @@ pub(in crate::app) fn check_weave(
     let files = base.outputs.files(0, 1, "sora")?;
     let device = base.device.open()?;
     let place = Placement { dtype: base.dtype.resolve(&device), device };
-    let loom = Loom::prepare(request, checkpoint, &files, base.seed.unwrap_or_default(), looks)?;
+    let mut loom = Loom::prepare(request, checkpoint, &files, base.seed.unwrap_or_default(), looks)?;
+    let (spec, tiling) = (loom.render.spec, &mut loom.render.decode.tiling);
+    holding(checkpoint, &spec, &place).keep_to(base.max_memory, base.decode.free(), [tiling])?;
     let tiling = loom.render.decode.tiling;
     memory::check(checkpoint, &loom.render.spec, &place, &tiling, true)?;
     let renders = loom.renders(&request.pattern);
@@ -122,7 +125,9 @@ pub(in crate::app) fn check_loop(
         ..request.clone()
     };
     let files = base.outputs.files(0, 1, "sora")?;
-    let passes = plan(&base, second, &files.target, base.seed.unwrap_or_default())?.passes;
+    let mut passes = plan(&base, second, &files.target, base.seed.unwrap_or_default())?.passes;
+    let tilings = passes.iter_mut().map(|pass| &mut pass.decode.tiling);
+    holding(second, &spec, &clip.place).keep_to(base.max_memory, base.decode.free(), tilings)?;
     let render = passes.last().expect("a plan has at least one pass");
     memory::check(second, &render.spec, &clip.place, &render.decode.tiling, true)?;
     let output = VideoSpec { frames: frames + new, ..clip.spec };
@@ -133,6 +138,23 @@ pub(in crate::app) fn check_loop(
         labour: clip.labour.and(closing.labour),
         ..closing
     })
+}
+
+/// Work on a clip that goes on, as far as memory is concerned.
+pub(super) fn holding<'a>(
+    checkpoint: &'a dyn Checkpoint,
+    spec: &VideoSpec,
+    place: &'a Placement,
+) -> Holding<'a> {
+    Holding {
+        checkpoint,
+        at_once: *spec,
+        whole: *spec,
+        size: spec.size(),
+        place,
+        encodes: true,
+        decodes_only: false,
+    }
 }
 
 /// Passages that are to be made, all as long as the longest.

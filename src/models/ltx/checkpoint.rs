@@ -314,7 +314,7 @@ impl Checkpoint for LtxCheckpoint {
             text: self.parts.text.activation_bytes(self.info.defaults.max_sequence_length),
             denoise: LtxTransformer::activation_bytes(&self.parts.transformer, tokens, place.dtype),
             decode: decode_bytes(&self.parts.vae, grid, place, tiling),
-            encode: encode_bytes(&self.parts.vae, grid, place),
+            encode: encode_bytes(&self.parts.vae, grid, place, tiling),
         }
     }
 

@@ -33,13 +33,18 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     let f32s = size_of::<f32>() as u64;
     let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
     let whole = pictures_bytes(cfg, clip);
-    // While tiles are made, those before them and the end of the run before are there, too.
+    // While tiles are made, the picture that they are put into, two rows of them, which overlap, and the end of the
+    // run before are there, too.
     let picture = pictures_bytes(cfg, LatentGrid { frames: 1, ..grid });
-    let tiles = if spatial.is_some() { whole } else { 0 };
+    let tiles = spatial.map_or(0, |cut| {
+        let columns = grid.width.div_ceil(cut.step.max(1));
+        let (height, width) = (cut.tile.min(grid.height), cut.tile.min(grid.width) * columns);
+        whole + 2 * pictures_bytes(cfg, LatentGrid { frames, height, width })
+    });
     let before = temporal.map_or(0, |cut| cut.blend as u64 * picture);
     let making = levels.max(2 * made) + tiles + before;
-    // Then they are joined, or a run is blended with the one before: into a copy.
-    let joining = if spatial.is_some() || temporal.is_some() { 2 * whole } else { whole };
+    // Then a run is blended with the one before: into a copy.
+    let joining = if temporal.is_some() { 2 * whole + before } else { whole };
     latents + making.max(joining)
 }
 
@@ -52,9 +57,20 @@ fn longest_run(cut: Cut, context: usize, frames: usize) -> usize {
     (0..frames).step_by(cut.step.max(1)).map(run).max().unwrap_or(frames)
 }
 
-/// Peak bytes of an encode beside the weights, uncut: the level of the patches and those that blocks make of it.
+/// Peak bytes of an encode beside the weights: the level of the patches and those that blocks make of it, of all
+/// pictures or of a tile.
 #[must_use]
-pub fn encode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
+pub fn encode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &Tiling) -> u64 {
+    let none = Cuts { spatial: None, temporal: None, context: 0 };
+    let cuts = Cuts::encoding(cfg, tiling).unwrap_or(none);
+    let side = |length: usize| cuts.spatial.map_or(length, |cut| length.min(cut.tile / cfg.spatial()));
+    let frames = cuts.temporal.map_or(grid.frames, |cut| grid.frames.min(cut.tile / cfg.temporal() + 1));
+    let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };
+    pictures_bytes(cfg, grid) + encoded_bytes(cfg, tile, place)
+}
+
+/// What the levels of an encoder take.
+fn encoded_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
     let on_cpu = place.device.is_cpu();
     let dtype = if on_cpu { DType::F32 } else { place.dtype };
     let clip = |cells: usize, channels: usize| (cells * channels * dtype.size_in_bytes()) as u64;
@@ -75,7 +91,6 @@ pub fn encode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
         (frames, height, width) = (frames.div_ceil(stride_t), height / stride, width / stride);
         peak = peak.max((live + 1) * before + live * clip(frames * height * width, block.c_out));
     }
-    let peak = pictures_bytes(cfg, grid) + peak;
     if on_cpu { peak } else { peak + UNFOLDED_BYTES as u64 }
 }
 

@@ -83,7 +83,8 @@ impl Cuts {
             return each(x);
         };
         let mut above: Vec<Tensor> = Vec::new();
-        let mut bands = Vec::new();
+        let mut whole: Option<Tensor> = None;
+        let made = |cells: usize| cells * cut.made / cut.step;
         for top in (0..height).step_by(cut.step) {
             let rows = Window::new(top, cut.tile, height, self.context);
             let band = x.narrow(ROWS, rows.start, rows.length)?;
@@ -102,12 +103,21 @@ impl Cuts {
                 row.push(tile);
             }
             let kept = row.iter().map(|tile| head(&head(tile, ROWS, cut.made)?, COLUMNS, cut.made));
-            bands.push(Tensor::cat(&kept.collect::<Result<Vec<_>>>()?, COLUMNS)?);
+            let band = Tensor::cat(&kept.collect::<Result<Vec<_>>>()?, COLUMNS)?;
+            let (at, left) = (made(top), made(height) - made(top));
+            let band = head(&head(&band, ROWS, left)?, COLUMNS, made(width))?.contiguous()?;
+            // Each band goes where it belongs at once: all bands and a copy of them would be twice as much.
+            let (channels, frames, ..) = band.dims4()?;
+            let shape = (channels, frames, made(height), made(width));
+            let so_far = match whole.take() {
+                Some(so_far) => so_far,
+                None => Tensor::zeros(shape, band.dtype(), band.device())?,
+            };
+            so_far.slice_set(&band, ROWS, at)?;
+            whole = Some(so_far);
             above = row;
         }
-        let whole = Tensor::cat(&bands, ROWS)?;
-        let made = |cells: usize| cells * cut.made / cut.step;
-        head(&head(&whole, ROWS, made(height))?, COLUMNS, made(width))
+        whole.ok_or_else(|| Error::invalid("latents", "they have no rows"))
     }
 }
 
@@ -132,7 +142,8 @@ impl Window {
             return Ok(made.clone());
         }
         let pictured = |cells: usize| cells * cut.made / cut.step;
-        Ok(made.narrow(axis, pictured(self.before), pictured(self.tile))?)
+        // A copy: what is cut off would stay with a view.
+        Ok(made.narrow(axis, pictured(self.before), pictured(self.tile))?.contiguous()?)
     }
 }
 
