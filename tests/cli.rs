@@ -21,6 +21,8 @@ mod formats;
 mod going_on;
 #[path = "cli/interrupted.rs"]
 mod interrupted;
+#[path = "cli/kernels.rs"]
+mod kernels;
 #[path = "cli/limits.rs"]
 mod limits;
 #[path = "cli/originals.rs"]

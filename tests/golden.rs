@@ -32,7 +32,7 @@ fn every_kernel_path_passes() {
     if std::env::var_os(VARIABLE).is_some() {
         return;
     }
-    let widest = Isa::chosen().unwrap();
+    let widest = Isa::chosen();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there() && *isa != widest) {
         let run = std::process::Command::new(std::env::current_exe().unwrap())
             .env(VARIABLE, isa.name())

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use exit::Exit;
+use sora::device::isa;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,7 +80,7 @@ pub fn main() -> ExitCode {
     message::announce_panics();
     let json = verb.speaks_json();
     let result = std::panic::catch_unwind(|| {
-        sora::device::isa::Isa::chosen()?;
+        choose_kernels()?;
         run(verb)
     });
     match result {
@@ -107,6 +108,15 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Completions(args) => completions::run(&args),
         Verb::Man(args) => man::run(&args),
     }
+}
+
+/// Takes the kernels that `SORA_ISA` names.
+fn choose_kernels() -> anyhow::Result<()> {
+    match std::env::var(isa::VARIABLE) {
+        Err(std::env::VarError::NotPresent) => {}
+        named => named?.parse::<isa::Isa>()?.force()?,
+    }
+    Ok(())
 }
 
 fn closed_pipe(error: &anyhow::Error) -> bool {

@@ -1,11 +1,13 @@
-//! Which instructions the CPU kernels use: the widest that the processor has, or what `SORA_ISA` asks for.
+//! Which instructions the CPU kernels use: the widest that the processor has, or those that are forced.
 
 use std::{str::FromStr, sync::OnceLock};
 
 use crate::error::{Error, Result};
 
-/// The variable that forces a path.
+/// The variable with which a user of the program forces a path.
 pub const VARIABLE: &str = "SORA_ISA";
+
+static CHOSEN: OnceLock<Isa> = OnceLock::new();
 
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,25 +59,25 @@ impl Isa {
     }
 
     /// What the kernels of this process use.
-    ///
-    /// # Errors
-    /// `SORA_ISA` is not a name, or names what this processor doesn't have.
-    pub fn chosen() -> Result<Self> {
-        static CHOSEN: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| match std::env::var(VARIABLE) {
-            Err(std::env::VarError::NotPresent) => Ok(Self::widest()),
-            Err(error) => Err(error.to_string()),
-            Ok(name) => name.parse(),
-        });
-        match chosen {
-            Ok(isa) => Ok(*isa),
-            Err(why) => Err(Error::invalid(VARIABLE, why)),
-        }
+    #[must_use]
+    pub fn chosen() -> Self {
+        *CHOSEN.get_or_init(Self::widest)
     }
 
-    /// As [`Isa::chosen`]; plain loops where that is an error, which the products of the same layer report.
-    pub(crate) fn current() -> Self {
-        Self::chosen().unwrap_or(Self::Scalar)
+    /// Makes the kernels of this process use these, from the first one on.
+    ///
+    /// # Errors
+    /// The processor doesn't have them, or kernels already use others.
+    pub fn force(self) -> Result<()> {
+        if !self.is_there() {
+            return Err(Error::invalid("the kernels", format!("this processor has no {}", self.name())));
+        }
+        let chosen = *CHOSEN.get_or_init(|| self);
+        if chosen != self {
+            let why = format!("those for {} are in use, {} comes too late", chosen.name(), self.name());
+            return Err(Error::invalid("the kernels", why));
+        }
+        Ok(())
     }
 
     fn widest() -> Self {
@@ -84,12 +86,15 @@ impl Isa {
 }
 
 impl FromStr for Isa {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self> {
         let known: Vec<&str> = Self::ALL.into_iter().filter(|isa| isa.is_there()).map(Self::name).collect();
-        let isa = Self::ALL.into_iter().find(|isa| isa.name() == name).filter(|isa| isa.is_there());
-        isa.ok_or_else(|| format!("`{name}` is not what this processor runs: expected {}", known.join(", ")))
+        let isa = Self::ALL.into_iter().find(|isa| isa.name() == name && isa.is_there());
+        isa.ok_or_else(|| {
+            let why = format!("`{name}` is not what this processor runs (expected {})", known.join(" or "));
+            Error::invalid(VARIABLE, why)
+        })
     }
 }
 
@@ -99,11 +104,15 @@ mod tests {
 
     #[test]
     fn only_what_the_processor_has_can_be_asked_for() {
-        assert_eq!("scalar".parse(), Ok(Isa::Scalar));
+        assert_eq!("scalar".parse::<Isa>().unwrap(), Isa::Scalar);
         for isa in Isa::ALL {
             assert_eq!(isa.name().parse::<Isa>().ok(), isa.is_there().then_some(isa));
         }
-        assert!("sse9".parse::<Isa>().unwrap_err().contains("scalar"));
-        assert!(Isa::widest().is_there());
+        assert!("sse9".parse::<Isa>().unwrap_err().to_string().contains("scalar"));
+        let chosen = Isa::chosen();
+        assert!(chosen.is_there());
+        for isa in Isa::ALL {
+            assert_eq!(isa.force().is_ok(), isa == chosen);
+        }
     }
 }

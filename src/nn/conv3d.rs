@@ -17,8 +17,6 @@ use crate::{device::isa::Isa, error::Result};
 const GROUP: usize = 4;
 /// Input channels that go through a kernel at a time: a panel of them fits the first cache.
 const DEPTH: usize = 128;
-/// Channels whose rows lie a multiple of this apart crowd the same few lines of the first cache.
-const CROWDED: usize = 512;
 /// Output cells that share a read of the weights.
 const MAX_CELLS: usize = 32 * ROWS;
 /// Bytes that a GPU may spend on unfolding frames.
@@ -128,7 +126,7 @@ impl Conv3d {
                 let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
                 let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
                 let clip = Clip { values: &x, zeros, bias: &bias, dims: [f, h, w] };
-                let out = self.on_cpu(Kernels::new(Isa::chosen()?), &clip, values, skip.as_deref(), dims);
+                let out = self.on_cpu(Kernels::new(Isa::chosen()), &clip, values, skip.as_deref(), dims);
                 Ok(Tensor::from_vec(out, &dims, &Device::Cpu)?)
             }
         }
@@ -178,8 +176,6 @@ impl Conv3d {
         let mut rows = vec![clip.zeros; places.len()];
         let mut sums = vec![[Line::ZERO; ROWS]; tiles * GROUP];
         let mut widened = vec![Line::ZERO; panels.scratch()];
-        let crowded = self.c_in.is_multiple_of(CROWDED);
-        let mut apart = vec![0f32; if crowded { places.len() * DEPTH } else { 0 }];
         for group in (0..panels.count).step_by(GROUP) {
             sums.fill([Line::ZERO; ROWS]);
             let group = group..panels.count.min(group + GROUP);
@@ -187,18 +183,13 @@ impl Conv3d {
                 clip.gather(&self.shape, &places, tap, &mut rows);
                 for start in (0..self.c_in).step_by(DEPTH) {
                     let depth = DEPTH.min(self.c_in - start);
-                    if crowded {
-                        for (to, from) in apart.chunks_exact_mut(DEPTH).zip(&rows) {
-                            to[..depth].copy_from_slice(&from[start..start + depth]);
-                        }
-                    }
                     for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(tiles)) {
                         let weights = panels.part(panel, tap * self.c_in + start, depth, &mut widened);
-                        for (tile, sums) in sums.iter_mut().enumerate() {
-                            let parts: [&[f32]; ROWS] = std::array::from_fn(|i| {
-                                let cell = tile * ROWS + i;
-                                if crowded { &apart[cell * DEPTH..] } else { &rows[cell][start..] }
-                            });
+                        for (rows, sums) in rows.as_chunks::<ROWS>().0.iter().zip(sums) {
+                            let mut parts = *rows;
+                            for row in &mut parts {
+                                *row = &row[start..];
+                            }
                             kernels.run(&parts, weights, sums, self.c_out - panel * COLS);
                         }
                     }

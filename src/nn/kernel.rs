@@ -154,7 +154,7 @@ macro_rules! wide {
                 fn avx512($($arg: $kind),*) $(-> $out)? {
                     plain($($arg),*)
                 }
-                match $crate::device::isa::Isa::current() {
+                match $crate::device::isa::Isa::chosen() {
                     // SAFETY: this CPU has all four, or it would not be chosen.
                     $crate::device::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.

@@ -71,7 +71,7 @@ impl<'a> Rows<'a> {
 ///
 /// Each number is summed in one order, whatever the number of threads.
 pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
-    run(Micro::new(Isa::chosen()?), x, weight, d_out, bias)
+    run(Micro::new(Isa::chosen()), x, weight, d_out, bias)
 }
 
 fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {

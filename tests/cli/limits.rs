@@ -68,7 +68,7 @@ fn a_render_keeps_to_a_limit_that_is_tight() {
     assert_eq!(recipe["tiling"], planned["tiling"], "{recipe}");
     assert!(recipe["tiling"]["spatial"].is_array() || recipe["tiling"]["temporal"].is_array(), "{recipe}");
     fs::write(bench.path("out.json"), recipe.to_string()).expect("a file can be written");
-    bench.sora(&["gen", "--recipe", "out.json", "-o", "again.y4m"]).assert();
+    bench.sora(&["gen", "--recipe", "out.json", "-o", "again.y4m"]).output().expect("it ran");
     assert!(fs::read(bench.path("again.y4m")).expect("a video") == tiled, "the recipe makes it again");
 }
 
@@ -94,7 +94,7 @@ fn every_verb_that_decodes_keeps_to_a_limit() {
     let bench = Bench::new();
     let small = ["--size", "64x64", "--frames", "9", "--steps", "1", "--seed", "1"];
     let save = ["gen", "a red fox", "--save-latents", "fox.safetensors", "-o", "fox.y4m", "--keep-loaded"];
-    bench.sora(&[save.as_slice(), &small, &["--max-memory", "1GiB"]].concat()).assert();
+    bench.sora(&[save.as_slice(), &small, &["--max-memory", "1GiB"]].concat()).output().expect("it ran");
     assert!(bench.path("fox.safetensors").is_file());
     let refused = bench.refused(&["decode", "fox.safetensors", "-o", "out.y4m", "--max-memory", "9MiB"], 5);
     assert!(refused.contains("decoding needs about") && refused.contains("the limit is 9 MiB"), "{refused}");
