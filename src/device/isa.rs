@@ -53,7 +53,6 @@ impl Isa {
             }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
-            #[allow(unreachable_patterns)]
             _ => false,
         }
     }

@@ -65,7 +65,7 @@ impl Linear {
         }
         let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
         let y = match &self.kind {
-            Kind::Real(weight) if x.device().is_cpu() && !(FRAMEWORK && x.dtype() == DType::F32) => {
+            Kind::Real(weight) if x.device().is_cpu() && (x.dtype() != DType::F32 || fast(&x)?) => {
                 let few = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
                 self.widened(&x, &Rows::of(weight)?, few)?
             }
@@ -92,8 +92,8 @@ impl Linear {
         Ok(y.reshape(shape)?)
     }
 
-    /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights are widened to f32 a
-    /// few rows at a time, and the result is rounded once, as an accelerator does it.
+    /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights that are not f32 are
+    /// widened a few rows at a time, and the result is rounded once, as an accelerator does it.
     fn widened(
         &self,
         x: &Tensor,
@@ -129,6 +129,11 @@ impl Linear {
         }
         Ok(y)
     }
+}
+
+/// Whether the kernels of this floor multiply these f32 rows faster than candle does.
+fn fast(x: &Tensor) -> Result<bool> {
+    Ok(!FRAMEWORK && x.dim(0)? >= LEAST)
 }
 
 /// candle would ask the environment whether to unpack the blocks after all; this doesn't.

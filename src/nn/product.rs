@@ -93,19 +93,16 @@ fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tens
         panels.lay_out(weight, columns.clone(), d_in, micro.columns, wide)?;
         multiply(micro, &tiles, panels.numbers(), sums);
         let tile = micro.rows * micro.columns;
-        for (panel, sums) in sums.chunks_exact(tiles.count * tile).enumerate() {
+        for (panel, sums) in sums.chunks_exact_mut(tiles.count * tile).enumerate() {
             let start = columns.start + panel * micro.columns;
             let width = micro.columns.min(columns.end - start);
-            let sums = sums.chunks_exact(micro.columns);
-            let mut line = [0f32; LINE * 2];
-            for (row, sums) in (0..n).zip(sums) {
-                let line = &mut line[..width];
-                line.copy_from_slice(&sums[..width]);
+            for (row, sums) in (0..n).zip(sums.chunks_exact_mut(micro.columns)) {
+                let sums = &mut sums[..width];
                 if let Some(bias) = bias {
-                    line.iter_mut().zip(&bias[start..]).for_each(|(sum, bias)| *sum += bias);
+                    sums.iter_mut().zip(&bias[start..]).for_each(|(sum, bias)| *sum += bias);
                 }
                 // SAFETY: within a row of `out`, in columns that belong to this task alone.
-                unsafe { target.write(row * d_out + start, line) };
+                unsafe { target.write(row * d_out + start, sums) };
             }
         }
         Ok::<_, crate::error::Error>(())
