@@ -23,13 +23,25 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     Ok(x.to_dtype(DType::F32)?.silu()?.to_dtype(x.dtype())?)
 }
 
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    // 0.5 · (1 + tanh u) is sigmoid(2u).
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    let u = TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-u))
+}
+
 wide! {
     fn gelu_row(x: &[f32], out: &mut [f32]) {
-        // 0.5 · (1 + tanh u) is sigmoid(2u).
-        const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
         for (out, &x) in out.iter_mut().zip(x) {
-            let u = TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
-            *out = x / (1.0 + exp(-u));
+            *out = gelu(x);
+        }
+    }
+
+    /// [`gelu_tanh`] of each value.
+    pub(super) fn gelu_in_place(row: &mut [f32]) {
+        for x in row {
+            *x = gelu(*x);
         }
     }
 

@@ -1,24 +1,28 @@
 //! Convolution of clips in the layout of the video autoencoders: `[F, H, W, C]`, channels last.
 //!
-//! On a CPU nothing is unfolded: the kernels read their rows where they lie in the clip, through one pointer for
-//! each output cell and tap, and padding is a pointer to a row of zeros or to another frame.
+//! On a CPU the video is never unfolded: a block of output cells at a time, the channels that they see through one tap
+//! are laid out for the kernels, through a pointer for each cell; padding is a pointer to a row of zeros or to another
+//! frame.
+
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Values, widen},
-    tile::{COLS, Kernels, Line, ROWS},
+    kernel::{Target, Values, widen, widen_row},
+    micro::{Aligned, Micro, gather},
+    turn::turn,
 };
 use crate::{device::isa::Isa, error::Result};
 
-/// Panels whose sums are kept at a time.
-const GROUP: usize = 4;
-/// Input channels that go through a kernel at a time: a panel of them fits the first cache.
-const DEPTH: usize = 128;
-/// Output cells that share a read of the weights.
-const MAX_CELLS: usize = 32 * ROWS;
+/// Input channels that go through a kernel at a time: a panel of them leaves room in the first cache.
+const DEPTH: usize = 256;
+/// Output cells that share a read of the weights; what they see through a tap fills half of a core's own cache.
+const CELLS: usize = 192;
+/// Output channels that share the laying out of cells, at least.
+const CHANNELS: usize = 128;
 /// Bytes that a GPU may spend on unfolding frames.
 pub(crate) const UNFOLDED_BYTES: usize = 512 << 20;
 
@@ -84,11 +88,15 @@ enum Weight {
 impl Conv3d {
     /// Lays out `weight`, `[out, in, frames, rows, columns]` taps, and `bias`, `[out]`, for where they lie.
     pub fn new(weight: &Tensor, bias: &Tensor, shape: ConvShape) -> Result<Self> {
+        Self::with(Micro::new(Isa::chosen()), weight, bias, shape)
+    }
+
+    fn with(micro: Micro, weight: &Tensor, bias: &Tensor, shape: ConvShape) -> Result<Self> {
         let (c_out, c_in, kernel_t, kernel, _) = weight.dims5()?;
         debug_assert_eq!((kernel_t, kernel), (shape.kernel_t, shape.kernel));
         let bias = bias.to_dtype(DType::F32)?;
         let weight = if weight.device().is_cpu() {
-            Weight::Panels { values: Panels::pack(weight)?, zeros: vec![0.0; c_in] }
+            Weight::Panels { values: Panels::pack(micro, weight)?, zeros: vec![0.0; c_in] }
         } else {
             let tap = |t| Ok(weight.narrow(2, t, 1)?.squeeze(2)?.contiguous()?);
             Weight::Taps((0..kernel_t).map(tap).collect::<Result<_>>()?)
@@ -126,81 +134,85 @@ impl Conv3d {
                 let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
                 let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
                 let clip = Clip { values: &x, zeros, bias: &bias, dims: [f, h, w] };
-                let out = self.on_cpu(Kernels::new(Isa::chosen()), &clip, values, skip.as_deref(), dims);
+                let out = self.on_cpu(&clip, values, skip.as_deref(), dims);
                 Ok(Tensor::from_vec(out, &dims, &Device::Cpu)?)
             }
         }
     }
 
-    /// Shares the output out in blocks of cells. Each number is summed in one order, whatever the blocks are.
-    fn on_cpu(
-        &self,
-        kernels: Kernels,
-        clip: &Clip,
-        panels: &Panels,
-        skip: Option<&[f32]>,
-        dims: [usize; 4],
-    ) -> Vec<f32> {
+    /// Shares the output out in blocks of cells and groups of channels. Each number is summed in one order, whatever
+    /// the blocks are.
+    fn on_cpu(&self, clip: &Clip, panels: &Panels, skip: Option<&[f32]>, dims: [usize; 4]) -> Vec<f32> {
         let [of, oh, ow, c_out] = dims;
         let cells = of * oh * ow;
-        let share = cells.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(ROWS);
-        let block = share.clamp(ROWS, MAX_CELLS) * c_out;
+        let Micro { rows, columns, .. } = panels.micro;
         let mut out = vec![0f32; cells * c_out];
-        out.par_chunks_mut(block).enumerate().for_each(|(index, out)| {
-            let start = index * block;
-            if let Some(skip) = skip {
-                out.copy_from_slice(&skip[start..start + out.len()]);
-            }
-            self.block(kernels, clip, panels, [oh, ow], start / c_out, out);
+        if out.is_empty() {
+            return out;
+        }
+        let block = cells.div_ceil(cells.div_ceil(CELLS)).next_multiple_of(rows);
+        let blocks = cells.div_ceil(block);
+        let most = panels.count.div_ceil(CHANNELS.div_ceil(columns));
+        let group = panels.count.div_ceil((4 * rayon::current_num_threads()).div_ceil(blocks).min(most));
+        let groups = panels.count.div_ceil(group);
+        let target = Target::new(&mut out);
+        (0..blocks * groups).into_par_iter().for_each(|task| {
+            let (first, start) = (task / groups * block, task % groups * group);
+            let group = start..panels.count.min(start + group);
+            SCRATCH.with_borrow_mut(|scratch| {
+                let count = block.min(cells - first);
+                self.block(clip, panels, &group, [oh, ow], first..first + count, scratch);
+                let channels = group.start * columns..c_out.min(group.end * columns);
+                scratch.line.resize(channels.len(), 0.0);
+                let step = count.next_multiple_of(rows) * columns;
+                for cell in 0..count {
+                    let Scratch { sums, line, .. } = &mut *scratch;
+                    gather(&sums[cell * columns..], step, columns, Some(&clip.bias[channels.clone()]), line);
+                    let start = (first + cell) * c_out + channels.start;
+                    if let Some(skip) = skip {
+                        line.iter_mut().zip(&skip[start..]).for_each(|(sum, skip)| *sum += skip);
+                    }
+                    // SAFETY: within a row of `out`, in channels that belong to this task alone.
+                    unsafe { target.write(start, line) };
+                }
+            });
         });
         out
     }
 
-    /// Adds the convolution and the bias to `out`, the cells from number `first` on.
+    /// The convolution of some cells, to the channels of `group`: `[panels, tiles, R, C]` in `scratch.sums`.
     fn block(
         &self,
-        kernels: Kernels,
         clip: &Clip,
         panels: &Panels,
+        group: &Range<usize>,
         [oh, ow]: [usize; 2],
-        first: usize,
-        out: &mut [f32],
+        cells: Range<usize>,
+        scratch: &mut Scratch,
     ) {
-        let cells = out.len() / self.c_out;
-        let tiles = cells.div_ceil(ROWS);
+        let Micro { rows, columns, .. } = panels.micro;
+        let tiles = cells.len().div_ceil(rows);
         // The last tile is filled up with the last cell, whose copies are not written out.
-        let places: Vec<[usize; 3]> = (0..tiles * ROWS)
-            .map(|i| first + i.min(cells - 1))
+        let places: Vec<[usize; 3]> = (0..tiles * rows)
+            .map(|i| (cells.start + i).min(cells.end - 1))
             .map(|cell| [cell / (oh * ow), cell / ow % oh, cell % ow])
             .collect();
-        let mut rows = vec![clip.zeros; places.len()];
-        let mut sums = vec![[Line::ZERO; ROWS]; tiles * GROUP];
-        let mut widened = vec![Line::ZERO; panels.scratch()];
-        for group in (0..panels.count).step_by(GROUP) {
-            sums.fill([Line::ZERO; ROWS]);
-            let group = group..panels.count.min(group + GROUP);
-            for tap in 0..panels.taps {
-                clip.gather(&self.shape, &places, tap, &mut rows);
-                for start in (0..self.c_in).step_by(DEPTH) {
-                    let depth = DEPTH.min(self.c_in - start);
-                    for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(tiles)) {
-                        let weights = panels.part(panel, tap * self.c_in + start, depth, &mut widened);
-                        for (rows, sums) in rows.as_chunks::<ROWS>().0.iter().zip(sums) {
-                            let mut parts = *rows;
-                            for row in &mut parts {
-                                *row = &row[start..];
-                            }
-                            kernels.run(&parts, weights, sums, self.c_out - panel * COLS);
-                        }
-                    }
+        let mut seen = vec![clip.zeros; places.len()];
+        let Scratch { laid_out, widened, sums, .. } = scratch;
+        sums.resize(group.len() * tiles * rows * columns, 0.0);
+        for tap in 0..panels.taps {
+            clip.gather(&self.shape, &places, tap, &mut seen);
+            for start in (0..self.c_in).step_by(DEPTH) {
+                let depth = DEPTH.min(self.c_in - start);
+                laid_out.resize(tiles * rows * depth, 0.0);
+                for (seen, to) in seen.chunks_exact(rows).zip(laid_out.chunks_exact_mut(rows * depth)) {
+                    turn(|i| &seen[i][start..], rows, to, rows);
                 }
-            }
-            for (panel, sums) in group.zip(sums.chunks_exact(tiles)) {
-                let columns = panel * COLS..self.c_out.min((panel + 1) * COLS);
-                let bias = &clip.bias[columns.clone()];
-                for (out, line) in out.chunks_exact_mut(self.c_out).zip(sums.as_flattened()) {
-                    for ((out, sum), bias) in out[columns.clone()].iter_mut().zip(&line.0).zip(bias) {
-                        *out += sum + bias;
+                for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(tiles * rows * columns)) {
+                    let weights = panels.part(panel, tap * self.c_in + start, depth, widened);
+                    let each = sums.chunks_exact_mut(rows * columns);
+                    for (rows, sums) in laid_out.chunks_exact(rows * depth).zip(each) {
+                        panels.micro.run(rows, weights, sums, /* more */ tap + start > 0);
                     }
                 }
             }
@@ -269,89 +281,96 @@ impl<'a> Clip<'a> {
     }
 }
 
-/// Weights as the kernels read them: `[panels, taps × in, COLS]`, zeros beyond the last output channel.
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What a thread keeps between blocks: fresh memory costs more than what is done in it.
+#[derive(Default)]
+struct Scratch {
+    /// `[tiles, depth, R]`
+    laid_out: Vec<f32>,
+    /// `[depth, C]`
+    widened: Aligned,
+    /// `[panels, tiles, R, C]`
+    sums: Vec<f32>,
+    line: Vec<f32>,
+}
+
+/// Weights as the kernels read them: `[panels, taps × in, C]`, zeros beyond the last output channel.
 struct Panels {
+    micro: Micro,
     count: usize,
     taps: usize,
-    /// Lines of `COLS` weights in a panel.
+    /// Lines of C weights in a panel.
     length: usize,
     values: Packed,
 }
 
 enum Packed {
-    F32(Vec<Line>),
+    F32(Aligned),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
 }
 
 impl Panels {
     /// `weight` is `[out, in, frames, rows, columns]`.
-    fn pack(weight: &Tensor) -> Result<Self> {
+    fn pack(micro: Micro, weight: &Tensor) -> Result<Self> {
         let (c_out, c_in, kt, kh, kw) = weight.dims5()?;
-        let (count, taps) = (c_out.div_ceil(COLS), kt * kh * kw);
+        let (count, taps) = (c_out.div_ceil(micro.columns), kt * kh * kw);
         let length = taps * c_in;
-        let size = count * length * COLS;
-        let (weight, dims, stored) = (weight.contiguous()?, [c_in, taps], weight.elem_count());
+        let size = count * length * micro.columns;
+        let (weight, stored) = (weight.contiguous()?, weight.elem_count());
+        let layout = [c_in, taps, micro.columns];
         let values = match weight.dtype() {
-            DType::F16 => Packed::F16(pack_half(&Values::contiguous(&weight)?[..stored], dims, size)),
-            DType::BF16 => Packed::Bf16(pack_half(&Values::contiguous(&weight)?[..stored], dims, size)),
+            DType::F16 => {
+                let mut values = vec![f16::ZERO; size];
+                pack(&Values::contiguous(&weight)?[..stored], layout, &mut values);
+                Packed::F16(values)
+            }
+            DType::BF16 => {
+                let mut values = vec![bf16::ZERO; size];
+                pack(&Values::contiguous(&weight)?[..stored], layout, &mut values);
+                Packed::Bf16(values)
+            }
             _ => {
-                let from = Values::<f32>::contiguous(&weight)?;
-                let from = &from[..stored];
-                let mut lines = vec![Line::ZERO; count * length];
-                lines.par_chunks_mut(length).enumerate().for_each(|(index, lines)| {
-                    for (k, line) in lines.iter_mut().enumerate() {
-                        pack_row(from, dims, index * COLS, k, &mut line.0);
-                    }
-                });
-                Packed::F32(lines)
+                let mut values = Aligned::default();
+                values.resize(size);
+                pack(&Values::<f32>::contiguous(&weight)?[..stored], layout, values.numbers_mut());
+                Packed::F32(values)
             }
         };
-        Ok(Self { count, taps, length, values })
+        Ok(Self { micro, count, taps, length, values })
     }
 
-    /// Lines of memory that [`Panels::part`] needs.
-    fn scratch(&self) -> usize {
-        if matches!(self.values, Packed::F32(_)) { 0 } else { DEPTH }
-    }
-
-    /// `depth ≤ DEPTH` rows of a panel from row `start` on, in f32.
-    fn part<'a>(&'a self, panel: usize, start: usize, depth: usize, scratch: &'a mut [Line]) -> &'a [Line] {
-        let from = panel * self.length + start;
-        let half = from * COLS..(from + depth) * COLS;
+    /// `depth` lines of a panel from line `start` on, in f32.
+    fn part<'a>(&'a self, panel: usize, start: usize, depth: usize, scratch: &'a mut Aligned) -> &'a [f32] {
+        let from = (panel * self.length + start) * self.micro.columns;
+        let range = from..from + depth * self.micro.columns;
+        scratch.resize(range.len());
+        let wide = &mut scratch.numbers_mut()[..range.len()];
         match &self.values {
-            Packed::F32(lines) => &lines[from..from + depth],
-            Packed::F16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
-            Packed::Bf16(values) => fill(&values[half], scratch, |from, to| from.convert_to_f32_slice(to)),
+            Packed::F32(values) => return &values.numbers()[range],
+            Packed::F16(values) => values[range].convert_to_f32_slice(wide),
+            Packed::Bf16(values) => widen_row(&values[range], wide),
         }
+        wide
     }
 }
 
-fn fill<'a, T>(from: &[T], to: &'a mut [Line], convert: impl Fn(&[T], &mut [f32])) -> &'a [Line] {
-    for (from, to) in from.chunks_exact(COLS).zip(to.iter_mut()) {
-        convert(from, &mut to.0);
-    }
-    &to[..from.len() / COLS]
-}
-
-fn pack_half<T: Copy + Default + Send + Sync>(from: &[T], dims: [usize; 2], size: usize) -> Vec<T> {
-    let mut values = vec![T::default(); size];
-    let panel = dims[0] * dims[1] * COLS;
-    values.par_chunks_mut(panel).enumerate().for_each(|(index, values)| {
-        for (k, row) in values.chunks_exact_mut(COLS).enumerate() {
-            pack_row(from, dims, index * COLS, k, row);
+/// `from` `[out, in, taps]` → `[panels, taps, in, C]`.
+fn pack<T: Copy + Send + Sync>(from: &[T], [c_in, taps, columns]: [usize; 3], to: &mut [T]) {
+    to.par_chunks_mut(c_in * taps * columns).enumerate().for_each(|(panel, to)| {
+        for (k, line) in to.chunks_exact_mut(columns).enumerate() {
+            let (tap, channel) = (k / c_in, k % c_in);
+            for (column, value) in line.iter_mut().enumerate() {
+                let at = ((panel * columns + column) * c_in + channel) * taps + tap;
+                if let Some(from) = from.get(at) {
+                    *value = *from;
+                }
+            }
         }
     });
-    values
-}
-
-/// Gathers row `k`, a tap and an input channel, of the panel that begins with output channel `first`.
-fn pack_row<T: Copy + Default>(from: &[T], [c_in, taps]: [usize; 2], first: usize, k: usize, row: &mut [T]) {
-    let (tap, channel) = (k / c_in, k % c_in);
-    for (column, value) in row.iter_mut().enumerate() {
-        let at = ((first + column) * c_in + channel) * taps + tap;
-        *value = from.get(at).copied().unwrap_or_default();
-    }
 }
 
 #[cfg(test)]
@@ -405,16 +424,21 @@ mod tests {
     }
 
     fn case(shape: ConvShape, dims: [usize; 4], c_out: usize, dtype: DType) -> Result<Case> {
+        case_on(Isa::chosen(), shape, dims, c_out, dtype)
+    }
+
+    fn case_on(isa: Isa, shape: ConvShape, dims: [usize; 4], c_out: usize, dtype: DType) -> Result<Case> {
         let device = Device::Cpu;
         let taps = (c_out, dims[3], shape.kernel_t, shape.kernel, shape.kernel);
         let weight = Tensor::randn(0f32, 0.1, taps, &device)?.to_dtype(dtype)?;
         let bias = Tensor::randn(0f32, 1.0, c_out, &device)?;
         let x = Tensor::randn(0f32, 1.0, &dims, &device)?;
-        Ok(Case { conv: Conv3d::new(&weight, &bias, shape)?, weight, bias, x })
+        let conv = Conv3d::with(Micro::new(isa), &weight, &bias, shape)?;
+        Ok(Case { conv, weight, bias, x })
     }
 
     #[test]
-    fn is_the_naive_convolution() -> Result<()> {
+    fn is_the_naive_convolution_on_every_path() -> Result<()> {
         let cube = ConvShape::cube;
         let flat = ConvShape { kernel_t: 1, kernel: 3, stride_t: 1, stride: 2, causal: false };
         let long = ConvShape { kernel_t: 5, kernel: 1, stride_t: 3, stride: 1, causal: false };
@@ -423,15 +447,18 @@ mod tests {
             (cube(3, 1, false), [4, 3, 3, 33], 34),
             (cube(3, 2, true), [5, 7, 6, 5], 40),
             (cube(3, 2, false), [6, 1, 9, 3], 1),
-            (cube(1, 1, true), [2, 4, 3, 150], 130),
+            (cube(1, 1, true), [2, 4, 3, 300], 130),
+            (cube(3, 1, false), [2, 13, 17, 3], 260),
             (cube(5, 3, false), [1, 8, 8, 2], 3),
             (flat, [3, 6, 5, 7], 9),
             (long, [7, 3, 2, 140], 8),
         ] {
-            for dtype in [DType::F32, DType::BF16, DType::F16] {
-                let Case { conv, weight, bias, x } = case(shape, dims, c_out, dtype)?;
+            let dtypes = [DType::F32, DType::BF16, DType::F16];
+            let there = Isa::ALL.into_iter().filter(|isa| isa.is_there());
+            for (isa, dtype) in there.flat_map(|isa| dtypes.map(|dtype| (isa, dtype))) {
+                let Case { conv, weight, bias, x } = case_on(isa, shape, dims, c_out, dtype)?;
                 let expected = naive(&x, &weight, &bias, &shape)?;
-                let what = format!("{shape:?} {dims:?} to {c_out} channels in {dtype:?}");
+                let what = format!("{isa:?} {shape:?} {dims:?} to {c_out} channels in {dtype:?}");
                 assert!(gap(&conv.forward(&x)?, &expected) < 2e-5, "{what}");
                 let skip = expected.affine(-1.0, 1.0)?;
                 let one = conv.forward_add(&x, &skip)?;

@@ -169,7 +169,7 @@ macro_rules! wide {
 pub(crate) use wide;
 
 wide! {
-    fn widen_row(x: &[bf16], out: &mut [f32]) {
+    pub(super) fn widen_row(x: &[bf16], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = f32::from_bits(u32::from(x.to_bits()) << 16);
         }

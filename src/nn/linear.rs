@@ -8,8 +8,9 @@ use candle_core::{
 use crate::{
     error::Result,
     nn::{
+        activation::gelu_tanh,
         kernel::{narrow, widen},
-        product::{LEAST, Rows, product},
+        product::{After, LEAST, Rows, product},
     },
     weights::{Adapter, Loader, Matrix, Packed},
 };
@@ -54,6 +55,15 @@ impl Linear {
 
     /// `[.., in]` → `[.., out]`, in the dtype of `x`, which is the loader's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, /* gelu */ false)
+    }
+
+    /// [`gelu_tanh`] of [`Linear::forward`], which on a CPU isn't rounded or written between the two.
+    pub fn forward_gelu(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, /* gelu */ true)
+    }
+
+    fn run(&self, x: &Tensor, gelu: bool) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         if shape.last() != Some(&self.d_in) {
             return Err(candle_core::Error::UnexpectedShape {
@@ -67,22 +77,25 @@ impl Linear {
         let y = match &self.kind {
             Kind::Real(weight) if x.device().is_cpu() && (x.dtype() != DType::F32 || fast(&x)?) => {
                 let few = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
-                self.widened(&x, &Rows::of(weight)?, few)?
+                self.widened(&x, &Rows::of(weight)?, few, gelu)?
             }
             Kind::Real(weight) => {
                 let y = x.matmul(&weight.t()?)?;
-                match &self.bias {
+                let y = match &self.bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
-                }
+                };
+                if gelu { gelu_tanh(&y)? } else { y }
             }
             Kind::Packed(packed) => {
                 let decode = |start, out: &mut [f32]| packed.fill(start, out);
-                self.widened(&x, &Rows::Stored(&decode), |start, count| packed.rows(start, count))?
+                let few = |start, count| packed.rows(start, count);
+                self.widened(&x, &Rows::Stored(&decode), few, gelu)?
             }
             Kind::Blocks(weight) => {
                 let wide = x.to_dtype(DType::F32)?;
                 let y = self.finish(weight.forward(&wide)?, &wide, 0, self.d_out)?;
+                let y = if gelu { gelu_tanh(&y)? } else { y };
                 y.to_dtype(x.dtype())?
             }
         }; // [N, out]
@@ -99,22 +112,25 @@ impl Linear {
         x: &Tensor,
         weight: &Rows,
         few: impl Fn(usize, usize) -> Result<Tensor>,
+        gelu: bool,
     ) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = widen(x)?;
         if x.dim(0)? >= LEAST {
             let bias = self.bias.as_ref().map(widen).transpose()?;
-            let mut y = product(&x, weight, self.d_out, bias.as_ref())?;
+            let fused = self.adapters.is_empty();
+            let after = After { bias: bias.as_ref(), gelu: gelu && fused };
+            let mut y = product(&x, weight, self.d_out, after)?;
             for adapter in &self.adapters {
                 y = (y + adapter.forward(&x, 0, self.d_out)?)?;
             }
-            return narrow(y, dtype);
+            return narrow(if gelu && !fused { gelu_tanh(&y)? } else { y }, dtype);
         }
         let mut blocks = Vec::new();
         for start in (0..self.d_out).step_by(ROWS) {
             let count = ROWS.min(self.d_out - start);
-            let y = x.matmul(&few(start, count)?.t()?)?;
-            blocks.push(self.finish(y, &x, start, count)?.to_dtype(dtype)?);
+            let y = self.finish(x.matmul(&few(start, count)?.t()?)?, &x, start, count)?;
+            blocks.push(if gelu { gelu_tanh(&y)? } else { y }.to_dtype(dtype)?);
         }
         Ok(Tensor::cat(&blocks, 1)?)
     }
@@ -168,7 +184,12 @@ mod tests {
             let linear = Linear::new(24, 1500, true, &loader).unwrap();
             for shape in [vec![24], vec![3, 24], vec![2, 3, 24], vec![2, 2, 2, 24]] {
                 let x = draw(&shape);
-                let y = linear.forward(&x.to_dtype(dtype).unwrap()).unwrap();
+                let x16 = x.to_dtype(dtype).unwrap();
+                let y = linear.forward(&x16).unwrap();
+                let gap =
+                    (linear.forward_gelu(&x16).unwrap() - gelu_tanh(&y).unwrap()).unwrap().abs().unwrap();
+                let gap = gap.flatten_all().unwrap().max(0).unwrap().to_dtype(DType::F32).unwrap();
+                assert!(gap.to_scalar::<f32>().unwrap() <= tolerance, "{dtype:?}");
                 assert_eq!(y.dtype(), dtype);
                 assert_eq!(y.dims()[..shape.len() - 1], shape[..shape.len() - 1]);
                 let y = y.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -1,12 +1,12 @@
-//! The innermost product of linear layers on a CPU: rows and columns that were laid out for it, summed in registers.
+//! The innermost product of linear layers, convolutions and attention on a CPU: rows and columns that were laid out for it, summed in registers.
 
-use crate::device::isa::Isa;
+use crate::{device::isa::Isa, nn::kernel::wide};
 
-/// Adds `rows · columns` to `sums`. Rows are `[depth, R]`, columns `[depth, C]`, sums `[R, C]`.
+/// Writes `rows · columns` to `sums`, or adds it if `more`. Rows are `[depth, R]`, columns `[depth, C]`, sums `[R, C]`.
 ///
 /// # Safety
 /// The processor has what the kernel was compiled for.
-type Kernel = unsafe fn(rows: &[f32], columns: &[f32], sums: &mut [f32]);
+type Kernel = unsafe fn(rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool);
 
 /// A kernel and how much it takes at a time.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +19,9 @@ pub(crate) struct Micro {
 }
 
 impl Micro {
+    /// No kernel takes more columns.
+    pub const MOST_COLUMNS: usize = 32;
+
     /// The one for `isa`, or plain loops where this processor doesn't have that.
     pub fn new(isa: Isa) -> Self {
         match isa {
@@ -32,12 +35,12 @@ impl Micro {
         }
     }
 
-    /// Adds the products of as many rows and columns as the kernel takes.
-    pub fn run(self, rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+    /// Writes the products of as many rows and columns as the kernel takes, or adds them if `more`.
+    pub fn run(self, rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool) {
         debug_assert!(rows.len() / self.rows == columns.len() / self.columns);
         assert!(sums.len() == self.rows * self.columns);
         // SAFETY: `new` asked the processor for what the kernel needs.
-        unsafe { (self.kernel)(rows, columns, sums) }
+        unsafe { (self.kernel)(rows, columns, sums, more) }
     }
 }
 
@@ -49,7 +52,7 @@ macro_rules! kernel {
     ($name:ident, $feature:literal, $vector:ty, $lanes:literal, $rows:literal x $wide:literal,
      $splat:path, |$a:ident, $b:ident, $sum:ident| $fma:expr) => {
         #[target_feature(enable = $feature)]
-        fn $name(rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+        fn $name(rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool) {
             const COLUMNS: usize = $wide * $lanes;
             let (rows, columns) = (rows.as_chunks::<$rows>().0, columns.as_chunks::<COLUMNS>().0);
             let depth = rows.len().min(columns.len());
@@ -57,11 +60,13 @@ macro_rules! kernel {
             let sums: &mut [[f32; COLUMNS]; $rows] =
                 sums.as_chunks_mut().0.try_into().expect("R lines of sums");
             let mut acc = [[$splat(0.0); $wide]; $rows];
-            for i in 0..$rows {
-                for j in 0..$wide {
-                    let from: [f32; $lanes] = sums[i].as_chunks().0[j];
-                    // SAFETY: a vector is as large as its numbers, and any bits are a number.
-                    acc[i][j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
+            if more {
+                for i in 0..$rows {
+                    for j in 0..$wide {
+                        let from: [f32; $lanes] = sums[i].as_chunks().0[j];
+                        // SAFETY: a vector is as large as its numbers, and any bits are a number.
+                        acc[i][j] = unsafe { std::mem::transmute::<[f32; $lanes], $vector>(from) };
+                    }
                 }
             }
             for k in 0..depth {
@@ -100,8 +105,53 @@ kernel!(avx2, "avx2,fma", std::arch::x86_64::__m256, 8, 6 x 2, std::arch::x86_64
 kernel!(neon, "neon", std::arch::aarch64::float32x4_t, 4, 6 x 4, std::arch::aarch64::vdupq_n_f32,
     |a, b, sum| std::arch::aarch64::vfmaq_f32(sum, a, b));
 
+wide! {
+    /// Gathers a row of sums, whose parts lie `step` numbers apart and are `width` wide, and adds the bias.
+    pub(crate) fn gather(sums: &[f32], step: usize, width: usize, bias: Option<&[f32]>, line: &mut [f32]) {
+        for (panel, line) in line.chunks_mut(width).enumerate() {
+            line.copy_from_slice(&sums[panel * step..][..line.len()]);
+        }
+        if let Some(bias) = bias {
+            for (sum, bias) in line.iter_mut().zip(bias) {
+                *sum += bias;
+            }
+        }
+    }
+}
+
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LINE]);
+
+/// Numbers that begin with a line of the cache, so that no load of a vector straddles two.
+#[derive(Default)]
+pub(crate) struct Aligned(Vec<Line>);
+
+impl Aligned {
+    /// Makes room for `count` numbers, rounded up to whole lines; new ones are zero.
+    pub fn resize(&mut self, count: usize) {
+        self.0.resize(count.div_ceil(LINE), Line([0.0; LINE]));
+    }
+
+    pub fn numbers(&self) -> &[f32] {
+        // SAFETY: a line is its numbers, without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
+    }
+
+    pub fn numbers_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above; the borrow is of all lines.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
+    }
+}
+
 /// The reference of the others.
-fn scalar(rows: &[f32], columns: &[f32], sums: &mut [f32]) {
+fn scalar(rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool) {
+    if !more {
+        sums.fill(0.0);
+    }
     for (row, column) in rows.as_chunks::<6>().0.iter().zip(columns.as_chunks::<16>().0) {
         for (a, sums) in row.iter().zip(sums.as_chunks_mut::<16>().0) {
             for (sum, b) in sums.iter_mut().zip(column) {
@@ -123,14 +173,15 @@ mod tests {
             let micro = Micro::new(isa);
             let rows: Vec<f32> = (0..DEPTH * micro.rows).map(number).collect();
             let columns: Vec<f32> = (0..DEPTH * micro.columns).map(|i| number(i + 31)).collect();
-            let mut sums = vec![1.0; micro.rows * micro.columns];
-            micro.run(&rows, &columns, &mut sums);
+            let mut sums = vec![f32::NAN; micro.rows * micro.columns];
+            micro.run(&rows[..5 * micro.rows], &columns[..5 * micro.columns], &mut sums, false);
+            micro.run(&rows[5 * micro.rows..], &columns[5 * micro.columns..], &mut sums, true);
             for (place, sum) in sums.iter().enumerate() {
                 let (i, j) = (place / micro.columns, place % micro.columns);
                 let term = |k: usize| {
                     f64::from(rows[k * micro.rows + i]) * f64::from(columns[k * micro.columns + j])
                 };
-                let expected = 1.0 + (0..DEPTH).map(term).sum::<f64>();
+                let expected = (0..DEPTH).map(term).sum::<f64>();
                 assert!((f64::from(*sum) - expected).abs() < 1e-5, "{isa:?}: {sum} is not {expected}");
             }
         }

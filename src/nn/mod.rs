@@ -13,7 +13,7 @@ pub mod norm;
 pub mod pixel_norm;
 mod product;
 pub mod rope;
-mod tile;
+mod turn;
 
 pub use linear::Linear;
 pub use norm::{layer_norm, rms_norm};

@@ -4,24 +4,26 @@
 //! Blocks are those of Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008): a part of a
 //! panel stays in the first cache, a block of rows in the second.
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
+    activation::gelu_in_place,
     kernel::{Target, Values, expect_len},
-    micro::Micro,
+    micro::{Aligned, Micro, gather},
+    turn::turn,
 };
 use crate::{device::isa::Isa, error::Result};
 
 /// Inner values that go through a kernel at a time: so much of a panel leaves room in the first cache.
-const DEPTH: usize = 384;
+const DEPTH: usize = 256;
 /// Columns that are laid out at a time, and share a read of `x`.
 const GROUP: usize = 128;
 /// Rows of `x` that share a read of a panel; a [`DEPTH`] of them fills half of a core's own cache.
-const BLOCK: usize = 144;
+const BLOCK: usize = 192;
 
 /// Fewer rows of `x` don't pay for the layout.
 pub(crate) const LEAST: usize = 6;
@@ -67,16 +69,25 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// What becomes of sums before they are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct After<'a> {
+    /// `[out]`, f32, contiguous: is added.
+    pub bias: Option<&'a Tensor>,
+    /// GELU in its tanh approximation comes last.
+    pub gelu: bool,
+}
+
 /// `x` `[N, in]`, f32, contiguous → `[N, out]`, f32.
 ///
 /// Each number is summed in one order, whatever the number of threads.
-pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
-    run(Micro::new(Isa::chosen()), x, weight, d_out, bias)
+pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, after: After) -> Result<Tensor> {
+    run(Micro::new(Isa::chosen()), x, weight, d_out, after)
 }
 
-fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
+fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, after: After) -> Result<Tensor> {
     let (n, d_in) = x.dims2()?;
-    let bias = bias.map(Values::<f32>::contiguous).transpose()?;
+    let bias = after.bias.map(Values::<f32>::contiguous).transpose()?;
     if let Some(bias) = &bias {
         expect_len("the bias of a linear layer", bias.len(), d_out)?;
     }
@@ -87,26 +98,28 @@ fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tens
     let panels = d_out.div_ceil(micro.columns);
     let share = panels.div_ceil(2 * rayon::current_num_threads());
     let group = share.clamp(1, GROUP / micro.columns) * micro.columns;
-    (0..d_out.div_ceil(group)).into_par_iter().try_for_each_init(Scratch::default, |scratch, index| {
+    let task = |scratch: &mut Scratch, index| {
         let columns = index * group..d_out.min((index + 1) * group);
         let Scratch { wide, panels, sums } = scratch;
         panels.lay_out(weight, columns.clone(), d_in, micro.columns, wide)?;
-        multiply(micro, &tiles, panels.numbers(), sums);
-        let tile = micro.rows * micro.columns;
-        for (panel, sums) in sums.chunks_exact_mut(tiles.count * tile).enumerate() {
-            let start = columns.start + panel * micro.columns;
-            let width = micro.columns.min(columns.end - start);
-            for (row, sums) in (0..n).zip(sums.chunks_exact_mut(micro.columns)) {
-                let sums = &mut sums[..width];
-                if let Some(bias) = bias {
-                    sums.iter_mut().zip(&bias[start..]).for_each(|(sum, bias)| *sum += bias);
-                }
-                // SAFETY: within a row of `out`, in columns that belong to this task alone.
-                unsafe { target.write(row * d_out + start, sums) };
+        multiply(micro, &tiles, panels.0.numbers(), sums);
+        let mut line = [0f32; GROUP];
+        let line = &mut line[..columns.len()];
+        let bias = bias.map(|bias| &bias[columns.clone()]);
+        for row in 0..n {
+            let lines = &sums[row * micro.columns..];
+            gather(lines, tiles.count * micro.rows * micro.columns, micro.columns, bias, line);
+            if after.gelu {
+                gelu_in_place(line);
             }
+            // SAFETY: within a row of `out`, in columns that belong to this task alone.
+            unsafe { target.write(row * d_out + columns.start, line) };
         }
         Ok::<_, crate::error::Error>(())
-    })?;
+    };
+    (0..d_out.div_ceil(group))
+        .into_par_iter()
+        .try_for_each(|index| SCRATCH.with_borrow_mut(|scratch| task(scratch, index)))?;
     Ok(Tensor::from_vec(out, (n, d_out), &Device::Cpu)?)
 }
 
@@ -114,7 +127,6 @@ fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, bias: Option<&Tens
 fn multiply(micro: Micro, tiles: &Tiles, panels: &[f32], sums: &mut Vec<f32>) {
     let tile = micro.rows * micro.columns;
     let panels = panels.chunks_exact(tiles.d_in * micro.columns);
-    sums.clear();
     sums.resize(panels.len() * tiles.count * tile, 0.0);
     let step = (BLOCK / micro.rows).max(1);
     for start in (0..tiles.d_in).step_by(DEPTH) {
@@ -125,14 +137,18 @@ fn multiply(micro: Micro, tiles: &Tiles, panels: &[f32], sums: &mut Vec<f32>) {
                 let panel = &panel[part.start * micro.columns..part.end * micro.columns];
                 let sums = sums[block.start * tile..block.end * tile].chunks_exact_mut(tile);
                 for (rows, sums) in tiles.part(&part, &block).zip(sums) {
-                    micro.run(rows, panel, sums);
+                    micro.run(rows, panel, sums, /* more */ start > 0);
                 }
             }
         }
     }
 }
 
-/// What a thread keeps between groups of panels.
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What a thread keeps between groups of panels, and between products: fresh memory costs more than what is done in it.
 #[derive(Default)]
 struct Scratch {
     wide: Vec<f32>,
@@ -141,28 +157,11 @@ struct Scratch {
     sums: Vec<f32>,
 }
 
-/// Numbers of a line of the cache.
-const LINE: usize = 16;
-
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LINE]);
-
-/// `[panels, in, C]`, so laid out that no vector load straddles two lines of the cache.
+/// `[panels, in, C]`.
 #[derive(Default)]
-struct Panels(Vec<Line>);
+struct Panels(Aligned);
 
 impl Panels {
-    fn numbers(&self) -> &[f32] {
-        // SAFETY: a line is its numbers, without padding.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
-    }
-
-    fn numbers_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above; the borrow is of all lines.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
-    }
-
     /// Rows `columns` of the weight, as columns of panels `width` wide; what is left of the last panel is zero.
     fn lay_out(
         &mut self,
@@ -173,9 +172,9 @@ impl Panels {
         wide: &mut Vec<f32>,
     ) -> Result<()> {
         let count = columns.len().div_ceil(width);
-        self.0.resize(count * width * d_in / LINE, Line([0.0; LINE]));
+        self.0.resize(count * width * d_in);
         for (panel, start) in
-            self.numbers_mut().chunks_exact_mut(width * d_in).zip(columns.clone().step_by(width))
+            self.0.numbers_mut().chunks_exact_mut(width * d_in).zip(columns.clone().step_by(width))
         {
             let rows = start..columns.end.min(start + width);
             if rows.len() < width {
@@ -183,12 +182,9 @@ impl Panels {
             }
             // A part of a row at a time: it is read in one go, and the lines that it goes to stay in the first cache.
             let rows = weight.widened(&rows, d_in, wide)?;
+            let count = rows.len() / d_in;
             for (part, panel) in panel.chunks_mut(DEPTH * width).enumerate() {
-                for (column, row) in rows.chunks_exact(d_in).enumerate() {
-                    for (line, value) in panel.chunks_exact_mut(width).zip(&row[part * DEPTH..]) {
-                        line[column] = *value;
-                    }
-                }
+                turn(|i| &rows[i * d_in + part * DEPTH..], count, panel, width);
             }
         }
         Ok(())
@@ -213,12 +209,8 @@ impl Tiles {
             jobs.extend(values.chunks_exact_mut(depth * rows).enumerate().map(|(tile, to)| (part, tile, to)));
         }
         jobs.into_par_iter().with_min_len(8).for_each(|(part, tile, to)| {
-            let from = x[tile * rows * d_in..].chunks_exact(d_in).take(rows);
-            for (i, from) in from.enumerate() {
-                for (to, value) in to.chunks_exact_mut(rows).zip(&from[part * DEPTH..]) {
-                    to[i] = *value;
-                }
-            }
+            let from = &x[tile * rows * d_in..];
+            turn(|i| &from[i * d_in + part * DEPTH..], rows.min(from.len() / d_in), to, rows);
         });
         Self { values, count, rows, d_in }
     }
@@ -233,6 +225,7 @@ impl Tiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::activation::gelu_tanh;
 
     fn draw(rows: usize, columns: usize, seed: usize) -> Tensor {
         let number = |i: usize| (i * 7919 % 1009) as f32 / 1009.0 - 0.5;
@@ -247,10 +240,11 @@ mod tests {
         {
             let (x, w) = (draw(n, d_in, 1), draw(d_out, d_in, 2));
             let bias = draw(1, d_out, 3).flatten_all().unwrap();
+            let after = After { bias: Some(&bias), gelu: false };
             let wide = |t: &Tensor| t.to_dtype(candle_core::DType::F64).unwrap();
             let real = wide(&x).matmul(&wide(&w).t().unwrap()).unwrap().broadcast_add(&wide(&bias)).unwrap();
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there()) {
-                let y = run(Micro::new(isa), &x, &Rows::of(&w).unwrap(), d_out, Some(&bias)).unwrap();
+                let y = run(Micro::new(isa), &x, &Rows::of(&w).unwrap(), d_out, after).unwrap();
                 let apart = (wide(&y) - &real).unwrap().abs().unwrap().max_all().unwrap();
                 let apart = apart.to_scalar::<f64>().unwrap();
                 assert!(apart < 1e-6 + 1e-7 * d_in as f64, "{isa:?} {n} × {d_in} × {d_out}: {apart}");
@@ -270,10 +264,18 @@ mod tests {
                 out.copy_from_slice(&stored[start * 100..start * 100 + out.len()]);
                 Ok(())
             };
-            let y = values(product(&x, &Rows::of(&narrow).unwrap(), 50, None).unwrap());
-            assert!(y == values(product(&x, &Rows::of(&wide).unwrap(), 50, None).unwrap()));
-            assert!(y == values(product(&x, &Rows::Stored(&decode), 50, None).unwrap()));
+            let y = values(product(&x, &Rows::of(&narrow).unwrap(), 50, After::default()).unwrap());
+            assert!(y == values(product(&x, &Rows::of(&wide).unwrap(), 50, After::default()).unwrap()));
+            assert!(y == values(product(&x, &Rows::Stored(&decode), 50, After::default()).unwrap()));
         }
+    }
+
+    #[test]
+    fn gelu_comes_last() {
+        let (x, w, bias) = (draw(20, 100, 1), draw(50, 100, 2), draw(1, 50, 3).flatten_all().unwrap());
+        let run = |gelu| product(&x, &Rows::of(&w).unwrap(), 50, After { bias: Some(&bias), gelu }).unwrap();
+        let values = |y: Tensor| y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values(run(true)) == values(gelu_tanh(&run(false)).unwrap()));
     }
 
     #[test]
@@ -281,7 +283,7 @@ mod tests {
         let (x, w) = (draw(50, 700, 1), draw(150, 700, 2));
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let y = pool.install(|| product(&x, &Rows::of(&w).unwrap(), 150, None));
+            let y = pool.install(|| product(&x, &Rows::of(&w).unwrap(), 150, After::default()));
             y.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
         assert!(run(1) == run(2) && run(2) == run(5));
@@ -291,7 +293,7 @@ mod tests {
     fn a_weight_that_cannot_be_read_is_an_error() {
         let x = Tensor::zeros((12, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         let decode = |_: usize, _: &mut [f32]| Err(crate::error::Error::invalid("a weight", "it is torn"));
-        let error = product(&x, &Rows::Stored(&decode), 64, None).unwrap_err();
+        let error = product(&x, &Rows::Stored(&decode), 64, After::default()).unwrap_err();
         assert!(error.to_string().contains("torn"), "{error}");
     }
 }

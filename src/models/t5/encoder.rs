@@ -9,7 +9,7 @@ use candle_nn::ops::softmax_last_dim;
 use super::Config;
 use crate::{
     error::Result,
-    nn::{Linear, activation::gelu_tanh, embedding::Embedding, rms_norm},
+    nn::{Linear, embedding::Embedding, rms_norm},
     weights::Loader,
 };
 
@@ -179,7 +179,7 @@ impl FeedForward {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.layer_norm.forward(x)?;
-        let y = (gelu_tanh(&self.wi_0.forward(&x)?)? * self.wi_1.forward(&x)?)?;
+        let y = (self.wi_0.forward_gelu(&x)? * self.wi_1.forward(&x)?)?;
         self.wo.forward(&y.to_dtype(self.wo_dtype)?)
     }
 }

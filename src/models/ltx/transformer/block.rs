@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Result,
     models::sampling::SkipMode,
-    nn::{activation::gelu_tanh, linear::Linear, modulate::Norm, rope::Rotary},
+    nn::{linear::Linear, modulate::Norm, rope::Rotary},
     weights::Loader,
 };
 
@@ -107,10 +107,8 @@ impl FeedForward {
 
     /// Takes `x` `[B, L, D]` so that it is gone before the widest tensors of a pass are made.
     fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let wide = self.widen.forward(&x)?; // [B, L, 4·D]
+        let wide = self.widen.forward_gelu(&x)?; // [B, L, 4·D]
         drop(x);
-        let active = gelu_tanh(&wide)?;
-        drop(wide);
-        self.narrow.forward(&active)
+        self.narrow.forward(&wide)
     }
 }

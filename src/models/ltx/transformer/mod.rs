@@ -22,7 +22,6 @@ use crate::{
     error::Result,
     models::{api::Skip, step_cache::CachedBranch},
     nn::{
-        activation::gelu_tanh,
         linear::{self, Linear},
         modulate::Norm,
         rope::Rotary,
@@ -231,7 +230,7 @@ impl CaptionProjection {
     }
 
     fn forward(&self, text: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&gelu_tanh(&self.linear_1.forward(text)?)?)
+        self.linear_2.forward(&self.linear_1.forward_gelu(text)?)
     }
 }
 
