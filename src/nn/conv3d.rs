@@ -61,8 +61,12 @@ impl ConvShape {
 
     /// The frame that output frame `frame` sees through tap `tap`.
     fn source_frame(&self, frame: usize, tap: usize, frames: usize) -> usize {
-        let padding = if self.causal { self.kernel_t - 1 } else { (self.kernel_t - 1) / 2 };
-        (frame * self.stride_t + tap).saturating_sub(padding).min(frames - 1)
+        (frame * self.stride_t + tap).saturating_sub(self.padding_t()).min(frames - 1)
+    }
+
+    /// Copies of the first frame before it.
+    fn padding_t(&self) -> usize {
+        if self.causal { self.kernel_t - 1 } else { (self.kernel_t - 1) / 2 }
     }
 }
 
@@ -106,19 +110,23 @@ impl Conv3d {
 
     /// `[F, H, W, in]` → `[f, h, w, out]`; f32 on a CPU, elsewhere the dtype of `x`, which is the weight's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, None)
+        let (f, h, w, _) = x.dims4()?;
+        self.forward_frames(x, 0..self.shape.output([f, h, w])[0], None)
     }
 
-    /// As [`Conv3d::forward`], plus `skip`, which has the shape of the result.
-    pub fn forward_add(&self, x: &Tensor, skip: &Tensor) -> Result<Tensor> {
-        self.run(x, Some(skip))
+    /// Frames that the result of a frame reaches back and ahead for.
+    #[must_use]
+    pub fn reach(&self) -> (usize, usize) {
+        let before = self.shape.padding_t();
+        (before, self.shape.kernel_t - 1 - before)
     }
 
-    fn run(&self, x: &Tensor, skip: Option<&Tensor>) -> Result<Tensor> {
+    /// `frames` of what [`Conv3d::forward`] gives, plus `skip`, which has the shape of the result.
+    pub fn forward_frames(&self, x: &Tensor, frames: Range<usize>, skip: Option<&Tensor>) -> Result<Tensor> {
         let (f, h, w, c) = x.dims4()?;
         let [of, oh, ow] = self.shape.output([f, h, w]);
-        let dims = [of, oh, ow, self.c_out];
-        if c != self.c_in || skip.is_some_and(|skip| skip.dims() != dims) {
+        let dims = [frames.len(), oh, ow, self.c_out];
+        if c != self.c_in || frames.end > of || skip.is_some_and(|skip| skip.dims() != dims) {
             return Err(candle_core::Error::UnexpectedShape {
                 msg: format!("a convolution of {} channels to {dims:?}", self.c_in),
                 expected: dims.as_slice().into(),
@@ -127,14 +135,14 @@ impl Conv3d {
             .into());
         }
         match &self.weight {
-            Weight::Taps(taps) => self.frame_by_frame(taps, x, skip),
+            Weight::Taps(taps) => self.frame_by_frame(taps, x, frames, skip),
             Weight::Panels { values, zeros } => {
                 let x = widen(x)?;
                 let skip = skip.map(widen).transpose()?;
                 let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
                 let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
                 let clip = Clip { values: &x, zeros, bias: &bias, dims: [f, h, w] };
-                let out = self.on_cpu(&clip, values, skip.as_deref(), dims);
+                let out = self.on_cpu(&clip, values, frames.start, skip.as_deref(), dims);
                 Ok(Tensor::from_vec(out, &dims, &Device::Cpu)?)
             }
         }
@@ -142,7 +150,14 @@ impl Conv3d {
 
     /// Shares the output out in blocks of cells and groups of channels. Each number is summed in one order, whatever
     /// the blocks are.
-    fn on_cpu(&self, clip: &Clip, panels: &Panels, skip: Option<&[f32]>, dims: [usize; 4]) -> Vec<f32> {
+    fn on_cpu(
+        &self,
+        clip: &Clip,
+        panels: &Panels,
+        first_frame: usize,
+        skip: Option<&[f32]>,
+        dims: [usize; 4],
+    ) -> Vec<f32> {
         let [of, oh, ow, c_out] = dims;
         let cells = of * oh * ow;
         let Micro { rows, columns, .. } = panels.micro;
@@ -161,7 +176,8 @@ impl Conv3d {
             let group = start..panels.count.min(start + group);
             SCRATCH.with_borrow_mut(|scratch| {
                 let count = block.min(cells - first);
-                self.block(clip, panels, &group, [oh, ow], first..first + count, scratch);
+                let place = first_frame * oh * ow + first;
+                self.block(clip, panels, &group, [oh, ow], place..place + count, scratch);
                 let channels = group.start * columns..c_out.min(group.end * columns);
                 scratch.line.resize(channels.len(), 0.0);
                 let step = count.next_multiple_of(rows) * columns;
@@ -220,29 +236,35 @@ impl Conv3d {
     }
 
     /// Sums 2-D convolutions over the taps, a few frames at a time.
-    fn frame_by_frame(&self, taps: &[Tensor], x: &Tensor, skip: Option<&Tensor>) -> Result<Tensor> {
+    fn frame_by_frame(
+        &self,
+        taps: &[Tensor],
+        x: &Tensor,
+        frames: Range<usize>,
+        skip: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (f, h, w, c) = x.dims4()?;
-        let [of, oh, ow] = self.shape.output([f, h, w]);
+        let [_, oh, ow] = self.shape.output([f, h, w]);
         let (kernel, dtype) = (self.shape.kernel, x.dtype());
         let x = x.permute((0, 3, 1, 2))?.contiguous()?; // [F, C, H, W]
         let bias = self.bias.reshape((1, self.c_out, 1, 1))?;
         let unfolded = oh * ow * c * kernel * kernel * dtype.size_in_bytes();
-        let step = (UNFOLDED_BYTES / unfolded.max(1)).clamp(1, of);
-        let mut parts = Vec::with_capacity(of.div_ceil(step));
-        for start in (0..of).step_by(step) {
-            let count = step.min(of - start);
+        let step = (UNFOLDED_BYTES / unfolded.max(1)).clamp(1, frames.len().max(1));
+        let mut parts = Vec::with_capacity(frames.len().div_ceil(step));
+        for start in frames.clone().step_by(step) {
+            let count = step.min(frames.end - start);
             let mut sum = bias.clone();
             for (tap, weight) in taps.iter().enumerate() {
-                let frames: Vec<u32> = (start..start + count)
+                let sources: Vec<u32> = (start..start + count)
                     .map(|frame| self.shape.source_frame(frame, tap, f) as u32)
                     .collect();
-                let frames = x.index_select(&Tensor::new(frames, x.device())?, 0)?;
-                let y = frames.conv2d(weight, kernel / 2, self.shape.stride, 1, 1)?;
+                let sources = x.index_select(&Tensor::new(sources, x.device())?, 0)?;
+                let y = sources.conv2d(weight, kernel / 2, self.shape.stride, 1, 1)?;
                 sum = y.to_dtype(DType::F32)?.broadcast_add(&sum)?;
             }
             let mut y = sum.to_dtype(dtype)?.permute((0, 2, 3, 1))?; // [f, h, w, C]
             if let Some(skip) = skip {
-                y = (y + skip.narrow(0, start, count)?)?;
+                y = (y + skip.narrow(0, start - frames.start, count)?)?;
             }
             parts.push(y.contiguous()?);
         }
@@ -461,8 +483,12 @@ mod tests {
                 let what = format!("{isa:?} {shape:?} {dims:?} to {c_out} channels in {dtype:?}");
                 assert!(gap(&conv.forward(&x)?, &expected) < 2e-5, "{what}");
                 let skip = expected.affine(-1.0, 1.0)?;
-                let one = conv.forward_add(&x, &skip)?;
+                let all = 0..skip.dim(0)?;
+                let one = conv.forward_frames(&x, all.clone(), Some(&skip))?;
                 assert!(gap(&one, &one.ones_like()?) < 2e-5, "{what}, with a skip");
+                let some = all.end / 2..all.end;
+                let part = expected.narrow(0, some.start, some.len())?;
+                assert!(gap(&conv.forward_frames(&x, some, None)?, &part) < 2e-5, "{what}, the end");
             }
         }
         Ok(())
@@ -477,9 +503,11 @@ mod tests {
             let y = conv.forward(&x)?;
             let skip = y.affine(0.5, 1.0)?;
             let taps = taps.collect::<Result<Vec<_>>>()?;
-            assert!(gap(&conv.frame_by_frame(&taps, &x, None)?, &y) < 1e-5, "{shape:?}");
-            let added = conv.frame_by_frame(&taps, &x, Some(&skip))?;
-            assert!(gap(&added, &(y + skip)?) < 1e-5, "{shape:?} with a skip");
+            assert!(gap(&conv.frame_by_frame(&taps, &x, 0..y.dim(0)?, None)?, &y) < 1e-5, "{shape:?}");
+            let end = 1..y.dim(0)?;
+            let tail = |t: &Tensor| t.narrow(0, 1, end.len());
+            let added = conv.frame_by_frame(&taps, &x, end.clone(), Some(&tail(&skip)?))?;
+            assert!(gap(&added, &tail(&(y + skip)?)?) < 1e-5, "{shape:?} with a skip");
         }
         Ok(())
     }
@@ -501,7 +529,8 @@ mod tests {
     fn another_shape_is_an_error() -> Result<()> {
         let Case { conv, x, .. } = case(ConvShape::cube(3, 1, false), [2, 3, 3, 4], 5, DType::F32)?;
         assert!(conv.forward(&x.narrow(3, 0, 3)?).is_err());
-        assert!(conv.forward_add(&x, &x).is_err());
+        assert!(conv.forward_frames(&x, 0..2, Some(&x)).is_err());
+        assert!(conv.forward_frames(&x, 0..3, None).is_err());
         Ok(())
     }
 }

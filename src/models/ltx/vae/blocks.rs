@@ -2,7 +2,10 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::config::{Config, Down, DownSpec, UP_CELLS, Up, UpSpec};
+use super::{
+    config::{Config, Down, DownSpec, UP_CELLS, Up, UpSpec},
+    stream::{Stage, State},
+};
 use crate::{
     error::Result,
     models::api::DecodeNoise,
@@ -102,26 +105,51 @@ impl Resnet {
     }
 
     /// `embedded` is the block's `[4·C]`, f32, if it knows a timestep.
-    pub fn forward(&self, x: &Tensor, embedded: Option<&Tensor>, noise: &mut Noise) -> Result<Tensor> {
-        let modulations = match (&self.scale_shift_table, embedded) {
-            (Some(table), Some(embedded)) => modulations(table, embedded)?,
-            _ => Vec::new(),
-        };
-        let mut h = pixel_norm_silu(x, NORM_EPS, modulations.first())?;
-        h = self.conv1.forward(&h)?;
+    pub fn modulations(&self, embedded: Option<&Tensor>) -> Result<Vec<Modulation>> {
+        match (&self.scale_shift_table, embedded) {
+            (Some(table), Some(embedded)) => modulations(table, embedded),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// A whole clip, without noise or a timestep.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let made = self.feed(&mut State::default(), x, /* last */ true, &[], &mut None)?;
+        Ok(made.ok_or_else(|| candle_core::Error::msg("a clip without frames").bt())?)
+    }
+
+    /// The next frames of a clip, its end if `last`; `None` while more are needed.
+    pub fn feed(
+        &self,
+        state: &mut State,
+        x: &Tensor,
+        last: bool,
+        modulations: &[Modulation],
+        noise: &mut Noise,
+    ) -> Result<Option<Tensor>> {
+        state.waiting.push(x)?;
+        let h = pixel_norm_silu(x, NORM_EPS, modulations.first())?;
+        let Some(mut h) = state.first.convolve(&self.conv1, &h, last)? else { return Ok(None) };
+        let [noise1, noise2] = &mut state.noise;
         if let Some([scale, _]) = &self.per_channel_scales {
-            h = add_noise(&h, scale, noise)?;
+            h = add_noise(&h, scale, noise1, noise)?;
         }
         h = pixel_norm_silu(&h, NORM_EPS, modulations.get(1))?;
-        let skip = match &self.shortcut {
-            Some(shortcut) => &shortcut.forward(x)?,
-            None => x,
-        };
-        h = self.conv2.forward_add(&h, skip)?;
-        match &self.per_channel_scales {
-            Some([_, scale]) => add_noise(&h, scale, noise),
-            None => Ok(h),
+        let (clip, due) = state.second.take(&self.conv2, &h, last)?;
+        drop(h);
+        if due.is_empty() {
+            return Ok(None);
         }
+        let skip = state.waiting.pop(due.len())?;
+        let skip = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(&skip)?,
+            None => skip,
+        };
+        let h = self.conv2.forward_frames(&clip, due, Some(&skip))?;
+        Ok(Some(match &self.per_channel_scales {
+            Some([_, scale]) => add_noise(&h, scale, noise2, noise)?,
+            None => h,
+        }))
     }
 }
 
@@ -131,12 +159,15 @@ impl Shortcut {
     }
 }
 
-/// Adds one picture of noise to every frame, each channel its share.
-fn add_noise(x: &Tensor, scale: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+/// Adds one picture of noise, drawn unless it was before, to every frame, each channel its share.
+fn add_noise(x: &Tensor, scale: &Tensor, drawn: &mut Option<Tensor>, noise: &mut Noise) -> Result<Tensor> {
     let Some(noise) = noise else { return Ok(x.clone()) };
     let (_, h, w, _) = x.dims4()?;
-    let noise = noise.layer(&[h, w])?.to_device(x.device())?.to_dtype(DType::F32)?;
-    let noise = noise.unsqueeze(2)?.broadcast_mul(scale)?; // [H, W, C]
+    let picture = match drawn {
+        Some(drawn) => drawn,
+        None => drawn.insert(noise.layer(&[h, w])?.to_device(x.device())?.to_dtype(DType::F32)?),
+    };
+    let noise = picture.unsqueeze(2)?.broadcast_mul(scale)?; // [H, W, C]
     Ok(x.broadcast_add(&noise.to_dtype(x.dtype())?)?)
 }
 
@@ -156,10 +187,27 @@ impl MidBlock {
         Ok(Self { time_embedder: time_embedder(spec, w)?, resnets: resnets(cfg, spec, layers, w)? })
     }
 
-    pub fn forward(&self, x: Tensor, time: Option<f32>, noise: &mut Noise) -> Result<Tensor> {
-        let embedded = embed(self.time_embedder.as_ref(), time)?;
-        self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x, embedded.as_ref(), noise))
+    /// A whole clip, without noise or a timestep.
+    pub fn forward(&self, x: Tensor) -> Result<Tensor> {
+        self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x))
     }
+
+    /// What frames of a decoder pass through.
+    pub fn stages<'a>(&'a self, time: Option<f32>, stages: &mut Vec<Stage<'a>>) -> Result<()> {
+        let embedded = embed(self.time_embedder.as_ref(), time)?;
+        push_resnets(&self.resnets, embedded.as_ref(), stages)
+    }
+}
+
+fn push_resnets<'a>(
+    resnets: &'a [Resnet],
+    embedded: Option<&Tensor>,
+    stages: &mut Vec<Stage<'a>>,
+) -> Result<()> {
+    for resnet in resnets {
+        stages.push(Stage::Resnet(resnet, resnet.modulations(embedded)?));
+    }
+    Ok(())
 }
 
 fn time_embedder(spec: ResnetSpec, w: &Loader) -> Result<Option<TimestepEmbedder>> {
@@ -207,12 +255,12 @@ impl DownBlock {
     }
 
     pub fn forward(&self, x: Tensor) -> Result<Tensor> {
-        let x = self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x, None, &mut None))?;
+        let x = self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x))?;
         let x = match &self.downsampler {
             Some(downsampler) => downsampler.forward(&x)?,
             None => x,
         };
-        self.conv_out.as_ref().map_or(Ok(x.clone()), |resnet| resnet.forward(&x, None, &mut None))
+        self.conv_out.as_ref().map_or(Ok(x.clone()), |resnet| resnet.forward(&x))
     }
 }
 
@@ -264,20 +312,19 @@ impl UpBlock {
         })
     }
 
-    pub fn forward(&self, mut x: Tensor, time: Option<f32>, noise: &mut Noise) -> Result<Tensor> {
+    /// What frames pass through.
+    pub fn stages<'a>(&'a self, time: Option<f32>, stages: &mut Vec<Stage<'a>>) -> Result<()> {
         if let Some(conv_in) = &self.conv_in {
-            x = conv_in.forward(&x, None, noise)?;
+            stages.push(Stage::Resnet(conv_in, Vec::new()));
         }
+        stages.extend(self.upsampler.as_ref().map(Stage::Up));
         let embedded = embed(self.time_embedder.as_ref(), time)?;
-        if let Some(upsampler) = &self.upsampler {
-            x = upsampler.forward(&x)?;
-        }
-        self.resnets.iter().try_fold(x, |x, resnet| resnet.forward(&x, embedded.as_ref(), noise))
+        push_resnets(&self.resnets, embedded.as_ref(), stages)
     }
 }
 
 /// Twice the frames (less the first one's copy), rows and columns, made from channels.
-struct Upsampler {
+pub(super) struct Upsampler {
     conv: Conv3d,
     c_out: usize,
     residual: bool,
@@ -293,22 +340,34 @@ impl Upsampler {
         Ok(Self { conv, c_out, residual: up.residual })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (f, h, w, c) = x.dims4()?;
+    /// The next frames of a clip, its end if `last`; `None` while more are needed.
+    pub fn feed(&self, state: &mut State, x: &Tensor, last: bool) -> Result<Option<Tensor>> {
+        let (_, h, w, c) = x.dims4()?;
+        if self.residual {
+            state.waiting.push(x)?;
+        }
+        let (clip, due) = state.first.take(&self.conv, x, last)?;
+        let f = due.len();
+        if f == 0 {
+            return Ok(None);
+        }
+        let copies = usize::from(!state.begun);
+        state.begun = true;
         let spread = |x: Tensor, order: &[usize]| -> Result<Tensor> {
             let x = x.permute(order)?.contiguous()?; // [F, 2, H, 2, W, 2, C]
             let channels = x.dim(6)?;
             let x = x.reshape((2 * f, 2 * h, 2 * w, channels))?;
-            Ok(x.narrow(0, 1, 2 * f - 1)?)
+            Ok(x.narrow(0, copies, 2 * f - copies)?)
         };
-        let y = self.conv.forward(x)?.reshape(&[f, h, w, 2, 2, 2, self.c_out][..])?;
+        let y = self.conv.forward_frames(&clip, due, None)?.reshape(&[f, h, w, 2, 2, 2, self.c_out][..])?;
+        drop(clip);
         let y = spread(y, &[0, 3, 1, 4, 2, 5, 6])?;
         if !self.residual {
-            return Ok(y);
+            return Ok(Some(y));
         }
-        let skip = x.reshape(&[f, h, w, c / UP_CELLS, 2, 2, 2][..])?;
+        let skip = state.waiting.pop(f)?.reshape(&[f, h, w, c / UP_CELLS, 2, 2, 2][..])?;
         let skip = spread(skip, &[0, 4, 1, 5, 2, 6, 3])?;
         let repeats = self.c_out / (c / UP_CELLS);
-        Ok((y + Tensor::cat(&vec![skip; repeats], 3)?)?)
+        Ok(Some((y + Tensor::cat(&vec![skip; repeats], 3)?)?))
     }
 }

@@ -119,9 +119,6 @@ impl VideoDecoder for LtxVideoDecoder {
         let cuts = Cuts::decoding(&self.cfg, &options.tiling)?;
         let z = self.prepare(latents, noise, options)?;
         let frames = z.dim(1)?;
-        let mut decode = |z: &Tensor| {
-            cuts.over_space(z, &mut |tile| self.decoder.forward(tile, options.timestep, &mut *noise))
-        };
         let mut emit = |video: &Tensor| -> Result<()> {
             let frames = video.dim(1)?;
             for start in (0..frames).step_by(EMITTED) {
@@ -129,7 +126,14 @@ impl VideoDecoder for LtxVideoDecoder {
             }
             Ok(())
         };
-        let Some(cut) = cuts.temporal.filter(|cut| frames > cut.tile) else {
+        let temporal = cuts.temporal.filter(|cut| frames > cut.tile);
+        if temporal.is_none() && cuts.spatial.is_none() {
+            return self.decoder.each(&z, options.timestep, noise, &mut |video| emit(&video));
+        }
+        let mut decode = |z: &Tensor| {
+            cuts.over_space(z, &mut |tile| self.decoder.forward(tile, options.timestep, &mut *noise))
+        };
+        let Some(cut) = temporal else {
             return emit(&decode(&z)?);
         };
         let mut joiner = Joiner::new(cut, (frames - 1) * self.cfg.temporal() + 1);

@@ -3,8 +3,9 @@
 use candle_core::{DType, Tensor};
 
 use super::{
-    blocks::{MidBlock, NORM_EPS, Noise, ResnetSpec, UpBlock, causal_conv, modulations, stored_conv},
+    blocks::{MidBlock, ResnetSpec, UpBlock, causal_conv, modulations, stored_conv},
     config::Config,
+    stream::{Stage, Stream, piece},
 };
 use crate::{
     error::Result,
@@ -12,7 +13,7 @@ use crate::{
     nn::{
         conv3d::{Conv3d, ConvShape},
         embedding::TimestepEmbedder,
-        pixel_norm::{Modulation, pixel_norm_silu},
+        pixel_norm::Modulation,
     },
     weights::Loader,
 };
@@ -64,20 +65,49 @@ impl Decoder {
     ///
     /// `timestep` is 0..1; decoders that don't know one ignore it.
     pub fn forward(&self, latents: &Tensor, timestep: f64, noise: &mut dyn DecodeNoise) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        self.each(latents, timestep, noise, &mut |pictures| {
+            parts.push(pictures);
+            Ok(())
+        })?;
+        match parts.as_slice() {
+            [one] => Ok(one.clone()),
+            parts => Ok(Tensor::cat(parts, 1)?),
+        }
+    }
+
+    /// As [`Decoder::forward`], handing pictures on as they are made.
+    pub fn each(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        noise: &mut dyn DecodeNoise,
+        emit: &mut dyn FnMut(Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let (_, _, h, w) = latents.dims4()?;
+        self.in_pieces(latents, piece(h, w), timestep, noise, emit)
+    }
+
+    /// As [`Decoder::each`], `piece` latent frames at a time, which changes no number.
+    pub fn in_pieces(
+        &self,
+        latents: &Tensor,
+        piece: usize,
+        timestep: f64,
+        noise: &mut dyn DecodeNoise,
+        emit: &mut dyn FnMut(Tensor) -> Result<()>,
+    ) -> Result<()> {
         let time = self.time.as_ref().map(|time| time.scaled(timestep)).transpose()?;
-        let noise: &mut Noise = &mut Some(noise);
         let x = latents.to_dtype(self.dtype)?.permute((1, 2, 3, 0))?.contiguous()?; // [F, H, W, C]
-        let x = self.conv_in.forward(&x)?;
-        let x = self.mid_block.forward(x, time, noise)?;
-        let mut blocks = self.up_blocks.iter();
-        let x = blocks.try_fold(x, |x, block| block.forward(x, time, noise))?;
+        let mut stages = vec![Stage::Conv(&self.conv_in)];
+        self.mid_block.stages(time, &mut stages)?;
+        self.up_blocks.iter().try_for_each(|block| block.stages(time, &mut stages))?;
         let modulation = match self.time.as_ref().zip(time) {
-            Some((head, time)) => head.modulations(time)?,
-            None => Vec::new(),
+            Some((head, time)) => head.modulations(time)?.into_iter().next(),
+            None => None,
         };
-        let normed = pixel_norm_silu(&x, NORM_EPS, modulation.first())?;
-        drop(x);
-        self.pictures(&self.conv_out.forward(&normed)?)
+        stages.push(Stage::Out(&self.conv_out, modulation));
+        Stream::new(stages).run(x, piece, &mut Some(noise), &mut |x| emit(self.pictures(&x)?))
     }
 
     /// `[F, h, w, 3·p·p]` → `[3, F, h·p, w·p]`.

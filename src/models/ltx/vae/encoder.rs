@@ -56,7 +56,7 @@ impl Encoder {
         let x = x.permute((1, 2, 4, 0, 3, 5))?.reshape((f, h / p, w / p, c * p * p))?; // [F, h, w, C]
         let x = self.conv_in.forward(&x)?;
         let x = self.down_blocks.iter().try_fold(x, |x, block| block.forward(x))?;
-        let x = self.mid_block.forward(x, None, &mut None)?;
+        let x = self.mid_block.forward(x)?;
         let x = self.conv_out.forward(&pixel_norm_silu(&x, NORM_EPS, None)?)?;
         let moments = x.permute((3, 0, 1, 2))?; // [C + 1, f, h, w]
         Ok(moments.to_dtype(DType::F32)?.contiguous()?)

@@ -4,6 +4,7 @@ use candle_core::DType;
 
 use super::{
     config::{Config, Down, UP_CELLS},
+    stream::piece,
     tiling::{Cut, Cuts},
 };
 use crate::{
@@ -29,7 +30,17 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     let clip = LatentGrid { frames, ..grid };
     let side = |length: usize| spatial.map_or(length, |cut| length.min(cut.tile + around));
     let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };
-    let (levels, made) = (levels_bytes(cfg, tile, place), pictures_bytes(cfg, tile));
+    // Frames pass through the levels in pieces, joined with those that convolutions still need.
+    let piece = piece(tile.height, tile.width);
+    let passing = LatentGrid { frames: frames.min(piece + piece.div_ceil(4) + 2), ..tile };
+    let kept = if frames > piece { kept_bytes(cfg, tile, place) } else { 0 };
+    let levels = levels_bytes(cfg, passing, place) + kept;
+    if temporal.is_none() && spatial.is_none() {
+        let f32s = size_of::<f32>() as u64;
+        let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
+        return latents + levels.max(kept + 2 * pictures_bytes(cfg, passing));
+    }
+    let made = pictures_bytes(cfg, tile);
     let f32s = size_of::<f32>() as u64;
     let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
     let whole = pictures_bytes(cfg, clip);
@@ -99,6 +110,26 @@ fn pictures_bytes(cfg: &Config, grid: LatentGrid) -> u64 {
     let frames = grid.frames.saturating_sub(1) * cfg.temporal() + 1;
     let cells = frames * grid.height * grid.width * cfg.spatial() * cfg.spatial();
     (cells * cfg.out_channels * size_of::<f32>()) as u64
+}
+
+/// What stages keep between pieces: two frames before each convolution and two that go round them, of every resnet.
+fn kept_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
+    let dtype = if place.device.is_cpu() { DType::F32 } else { place.dtype };
+    let (mut cells, mut bytes) = (grid.height * grid.width, 0);
+    let frame = |cells: usize, channels: usize| (cells * channels * dtype.size_in_bytes()) as u64;
+    let first = cfg.decoder_block_out_channels.last().copied().unwrap_or_default();
+    let layers = |block: usize| cfg.decoder_layers(block).unwrap_or_default() as u64;
+    bytes += (6 * layers(0) + 2) * frame(cells, first);
+    let mut there = first;
+    for (index, block) in cfg.up_blocks().unwrap_or_default().iter().enumerate() {
+        bytes += 6 * frame(cells, there);
+        if block.up.is_some() {
+            cells *= 4;
+        }
+        there = block.c_out;
+        bytes += 6 * layers(index + 1) * frame(cells, there);
+    }
+    bytes + 2 * frame(cells, there)
 }
 
 /// The decoder's largest level.

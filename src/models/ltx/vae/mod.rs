@@ -8,6 +8,7 @@ mod encoder;
 mod expect;
 mod infer;
 mod memory;
+mod stream;
 mod tiling;
 
 pub use codec::{LtxVideoDecoder, LtxVideoEncoder};
