@@ -14,7 +14,10 @@ use sora::nn::{
     attention::attention,
     conv3d::{Conv3d, ConvShape},
 };
-use sora::{device::Placement, weights::Weights};
+use sora::{
+    device::Placement,
+    weights::{Format, Save, Weights},
+};
 
 fn noise(shape: &[usize]) -> Result<Tensor> {
     Tensor::randn(0f32, 1f32, shape, &Device::Cpu)
@@ -38,6 +41,23 @@ fn kernels(c: &mut Criterion) -> Result<()> {
         c.bench_function(&format!("candle's matmul, f32, {tokens} × {into} → {out}"), |b| {
             b.iter(|| x.matmul(&plain.t()?))
         });
+    }
+    let (q, k, v) = (noise(&[1, 32, 1120, 64])?, noise(&[1, 32, 1120, 64])?, noise(&[1, 32, 1120, 64])?);
+    c.bench_function("attention 32 × 1120 × 64", |b| b.iter(|| attention(&q, &k, &v, None, 0.125)));
+    let folder = tempfile::tempdir()?;
+    for format in [Format::Q8_0, Format::Q4K] {
+        let path = folder.path().join(format!("{format}.gguf"));
+        let tensors = HashMap::from([("weight".to_owned(), noise(&[2048, 2048])?)]);
+        let weights = Weights::from_tensors("bench", tensors);
+        Save { architecture: "bench", format, ..Save::new(&weights) }.write(&path).expect("a file");
+        let weights = Weights::open_files(&[path]).expect("the file");
+        let loader = weights.loader(&Placement { device: Device::Cpu, dtype: DType::F32 });
+        let linear = Linear::new(2048, 2048, false, &loader).expect("a weight of this shape");
+        for tokens in [256, 1120] {
+            let x = noise(&[tokens, 2048])?;
+            let name = format!("linear, {format}, {tokens} × 2048 → 2048");
+            c.bench_function(&name, |b| b.iter(|| linear.forward(&x)));
+        }
     }
     let x = noise(&[320, 1024])?;
     c.bench_function("gelu 320 × 1024", |b| b.iter(|| gelu_tanh(&x)));

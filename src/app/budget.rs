@@ -318,16 +318,23 @@ impl Holding<'_> {
             let side =
                 tiling.spatial.map_or(grid.height.max(grid.width), |(side, _)| side / geometry.spatial);
             let run = tiling.temporal.map_or(grid.frames, |(run, _)| run / geometry.temporal);
-            let spatial = shorter(side, (2 * context).max(2))
-                .map(|side| Tiling { spatial: Some(cut(side, geometry.spatial)), ..tiling });
-            let temporal = shorter(run, context.max(1))
-                .map(|run| Tiling { temporal: Some(cut(run, geometry.temporal)), ..tiling });
-            let spatial = spatial.filter(|_| free.spatial).find(saves);
-            let temporal = temporal.filter(|_| free.temporal).find(saves);
+            let sides = || shorter(side, (2 * context).max(2)).filter(|_| free.spatial);
+            let runs = || shorter(run, context.max(1)).filter(|_| free.temporal);
+            let narrow = |side| Tiling { spatial: Some(cut(side, geometry.spatial)), ..tiling };
+            let short = |run| Tiling { temporal: Some(cut(run, geometry.temporal)), ..tiling };
+            let spatial = sides().map(narrow).find(saves);
+            let temporal = runs().map(short).find(saves);
             let next = spatial.into_iter().chain(temporal).max_by(|a, b| {
                 let (a, b) = (self.thrift(&tiling, bytes, a), self.thrift(&tiling, bytes, b));
                 a.total_cmp(&b)
             });
+            // Tiles alone hold all pictures of a clip, and runs alone don't save what passes through the layers.
+            let both = || {
+                sides().flat_map(|side| {
+                    runs().map(move |run| Tiling { temporal: short(run).temporal, ..narrow(side) })
+                })
+            };
+            let next = next.or_else(|| both().find(saves));
             if next.is_some() || !free.context || context <= 1 {
                 return next;
             }

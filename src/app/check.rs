@@ -127,7 +127,7 @@ pub(super) fn settle(
         if !conditioned {
             reopened = Some(registry::open_conditioned(&request.model)?);
         }
-        let plan = request.cut(&mut passes[0], reopened.as_deref().unwrap_or(checkpoint))?;
+        let plan = request.cut(&passes[0], reopened.as_deref().unwrap_or(checkpoint))?;
         notes.push(format!("{} frames are made in {} windows", passes[0].spec.frames, plan.windows.len()));
         take = Some(plan);
     }

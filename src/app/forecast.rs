@@ -118,7 +118,7 @@ pub fn forecast(request: &GenerateRequest, download_bytes: u64, cache: &Path) ->
     passes.iter().try_for_each(|pass| geometry.check(&pass.spec))?;
     let mut window = None;
     if request.needs_windows(&passes, checkpoint.as_ref()) {
-        let cut = request.cut(&mut passes[0], checkpoint.as_ref())?;
+        let cut = request.cut(&passes[0], checkpoint.as_ref())?;
         window = Some(cut.window_spec(&passes[0].spec, &geometry));
     }
     let (encodes, limit) = (!request.visual.is_empty(), request.max_memory);

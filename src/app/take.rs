@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Error, Result},
     event::{Event, Phase, Reporter},
-    models::api::{Conditioning, Defaults, Geometry, TextStates, Tiling},
+    models::api::{Conditioning, Defaults, Geometry, TextStates},
     pipeline::{
         conditions::{Condition, Conditions, Content},
         denoise::StepHook,
@@ -149,21 +149,6 @@ impl TakeOptions {
         spec.frames > self.window.unwrap_or(own)
     }
 }
-
-/// Decodes long clips in runs of frames, unless the user has said how, so that memory doesn't grow with their length.
-pub(super) fn cut_decode(tiling: &mut Tiling, geometry: &Geometry) {
-    if tiling.temporal.is_none() {
-        let run = geometry.temporal * DECODED.div_ceil(geometry.temporal);
-        tiling.temporal = Some((run, run - geometry.temporal));
-        tiling.context = tiling.context.max(CONTEXT);
-    }
-}
-
-/// About how many frames of a long clip are decoded in one run; neighbouring runs share a latent frame.
-const DECODED: usize = 64;
-
-/// Latent frames and cells that are read around each run.
-const CONTEXT: usize = 4;
 
 /// How far a take has come.
 pub(super) enum Made {

@@ -105,7 +105,7 @@ fn folders_that_arent_there_or_cant_be_written() {
 #[test]
 fn memory_that_cant_be_had() {
     let bench = Bench::new();
-    let script = "ulimit -v 1000000; exec \"$0\" gen fox --size 512x512 --frames 257 -o out.mp4";
+    let script = "ulimit -v 1000000; exec \"$0\" gen fox --size 2048x2048 --frames 257 -o out.mp4";
     let mut limited = assert_cmd::Command::new("sh");
     let assert =
         limited.current_dir(bench.path("")).args(["-c", script, env!("CARGO_BIN_EXE_sora")]).assert();

@@ -9,11 +9,11 @@ use crate::bench::Bench;
 
 const CLIP: [&str; 12] = [
     "--size",
-    "256x256",
+    "512x512",
     "--frames",
-    "33",
+    "17",
     "--window",
-    "33",
+    "17",
     "--steps",
     "1",
     "--guidance",

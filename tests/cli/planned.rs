@@ -32,7 +32,7 @@ fn a_plan_names_stages_memory_and_time() {
 #[test]
 fn what_cant_fit_is_planned_all_the_same_and_refused() {
     let bench = Bench::new();
-    let script = "ulimit -v 1000000; exec \"$0\" plan --size 512x512 --frames 257";
+    let script = "ulimit -v 1000000; exec \"$0\" plan --size 2048x2048 --frames 257";
     let mut limited = assert_cmd::Command::new("sh");
     let assert = limited.args(["-c", script, env!("CARGO_BIN_EXE_sora")]).assert().code(5);
     let assert = assert.stdout(contains("it doesn't fit"));

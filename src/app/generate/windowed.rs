@@ -33,11 +33,10 @@ impl GenerateRequest {
     /// Cuts a clip into windows, each with its own words.
     pub(in crate::app) fn cut(
         &self,
-        render: &mut RenderRequest,
+        render: &RenderRequest,
         checkpoint: &dyn Checkpoint,
     ) -> Result<take::Plan> {
         let info = checkpoint.info();
-        take::cut_decode(&mut render.decode.tiling, &info.geometry);
         let told = |index: usize, part| match self.take.prompts.get(index) {
             Some(prompt) => Ok(prompt.clone()),
             None => self.directing.prompt(&self.prompt, &info.defaults.direction, &info.name, part),

@@ -370,9 +370,6 @@ impl<'a> Storyboard<'a> {
                     .with_hint("give a model that needs one pass"));
             }
         };
-        if cut.windows.len() > 1 || continues || film.shots.len() > 1 {
-            take::cut_decode(&mut render.decode.tiling, geometry);
-        }
         let mut visual = request.visual.clone();
         render.conditions = visual.load(geometry, &spec)?;
         let mut planned = PlannedShot {

@@ -32,17 +32,15 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };
     // Frames pass through the levels in pieces, joined with those that convolutions still need.
     let piece = piece(tile.height, tile.width);
-    let passing = LatentGrid { frames: frames.min(piece + piece.div_ceil(4) + 2), ..tile };
     let kept = if frames > piece { kept_bytes(cfg, tile, place) } else { 0 };
-    let levels = levels_bytes(cfg, passing, place) + kept;
+    let levels = levels_bytes(cfg, tile, piece, place) + kept;
+    let f32s = size_of::<f32>() as u64;
+    let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
     if temporal.is_none() && spatial.is_none() {
-        let f32s = size_of::<f32>() as u64;
-        let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
+        let passing = LatentGrid { frames: frames.min(piece + 1), ..tile };
         return latents + levels.max(kept + 2 * pictures_bytes(cfg, passing));
     }
     let made = pictures_bytes(cfg, tile);
-    let f32s = size_of::<f32>() as u64;
-    let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
     let whole = pictures_bytes(cfg, clip);
     // While tiles are made, the picture that they are put into, two rows of them, which overlap, and the end of the
     // run before are there, too.
@@ -132,13 +130,15 @@ fn kept_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
     bytes + 2 * frame(cells, there)
 }
 
-/// The decoder's largest level.
-fn levels_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
+/// The decoder's largest level, when frames pass through it in pieces.
+fn levels_bytes(cfg: &Config, grid: LatentGrid, mut piece: usize, place: &Placement) -> u64 {
     let on_cpu = place.device.is_cpu();
     let dtype = if on_cpu { DType::F32 } else { place.dtype };
     let clip = |cells: usize, channels: usize| (cells * channels * dtype.size_in_bytes()) as u64;
     let live = if on_cpu { LIVE } else { LIVE_TURNED };
-    let LatentGrid { mut frames, mut height, mut width } = grid;
+    let LatentGrid { frames: mut all, mut height, mut width } = grid;
+    let passing = |all: usize, piece: usize| all.min(piece + 2);
+    let mut frames = passing(all, piece);
     let mut there = cfg.decoder_block_out_channels.last().copied().unwrap_or_default();
     let mut peak = live * clip(frames * height * width, there);
     for block in cfg.up_blocks().unwrap_or_default() {
@@ -148,7 +148,8 @@ fn levels_bytes(cfg: &Config, grid: LatentGrid, place: &Placement) -> u64 {
             // connection is put in order and repeated beside them, and the sum is one clip more.
             let made = clip(UP_CELLS * frames * height * width, block.c_out);
             let skip = if up.residual { made + before } else { 0 };
-            (frames, height, width) = (2 * frames - 1, 2 * height, 2 * width);
+            (all, piece, height, width) = (2 * all - 1, 2 * piece, 2 * height, 2 * width);
+            frames = passing(all, piece);
             peak = peak.max(before + (live - 1) * made + skip);
         }
         there = block.c_out;
