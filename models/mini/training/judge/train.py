@@ -26,8 +26,8 @@ from recognisers import FRAMES, GRID, HEADS, MOVES, NAMES, SIDE, SMALL, FrameNet
 from world import World
 
 VAE = prompts.HERE.parent.parent / "vae"
-TRAIN, TEST, SHARE = 4200, 320, 6  # clips; one of SHARE has been through the autoencoder
-FRAME_STEPS, FRAME_BATCH, MOTION_STEPS, MOTION_BATCH = 1800, 32, 1500, 24
+TRAIN, TEST, SHARE = 2600, 200, 6  # clips; one of SHARE has been through the autoencoder
+FIRST_STEPS, FRAME_STEPS, FRAME_BATCH, MOTION_STEPS, MOTION_BATCH = 800, 1200, 32, 700, 24
 CHUNK = 8
 # Mirrored, and backwards in time.
 FLIP = {"pan_left": "pan_right", "pan_right": "pan_left", "left": "right", "right": "left"}
@@ -90,7 +90,7 @@ def rendered(name, n, world, coder, work, passed):
                 made.flush()
                 (work / f"{file}.done").write_text(str(at + len(rows)))
             say(f"rendered {at + len(rows)} of {n} {name}")
-    return frames, kinds, cores
+    return frames[:n], kinds[:n], cores[:n]
 
 
 def worsen(x, rng):
@@ -166,8 +166,8 @@ def motion_loss(net, seen, want, rows, rng):
     return sum(F.cross_entropy(out[k], torch.tensor(target[k]), ignore_index=-1) for k in MOVES)
 
 
-def fit(net, name, steps, batch, n, loss_of, work, rate):
-    """Train one network; WORK/NAME.ckpt lets it go on, WORK/NAME.pt is the end."""
+def fit(net, name, steps, choose, loss_of, work, rate):
+    """Train one network on the rows that `choose` draws; WORK/NAME.ckpt lets it go on, WORK/NAME.pt is the end."""
     end, ckpt = work / f"{name}.pt", work / f"{name}.ckpt"
     if end.exists():
         return net.load_state_dict(torch.load(end, weights_only=True))
@@ -185,7 +185,7 @@ def fit(net, name, steps, batch, n, loss_of, work, rate):
     while step < steps:
         rng = np.random.default_rng([7, step])
         torch.manual_seed(step)
-        loss = loss_of(net, rng.choice(n, batch, replace=False), rng)
+        loss = loss_of(net, choose(rng), rng)
         best.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
@@ -250,10 +250,15 @@ def main():
     want = wants("train", n)
     torch.manual_seed(0)
     frame_net, motion_net = FrameNet().to(memory_format=torch.channels_last), MotionNet()
-    batch = min(FRAME_BATCH, n)
-    fit(frame_net, "frames", few or FRAME_STEPS, batch, n, lambda net, rows, rng: frame_loss(net, data, want, rows, rng), args.work, 4e-3)
+    some = lambda batch: lambda rng: rng.choice(n, min(batch, n), replace=False)
+    passed = np.arange(0, n, SHARE)
+    # At first all alike; then half of each batch has been through the autoencoder.
+    half = lambda rng: np.concatenate([rng.choice(passed, min(FRAME_BATCH // 2, len(passed)), replace=False), some(FRAME_BATCH // 2)(rng)])
+    look_at = lambda net, rows, rng: frame_loss(net, data, want, rows, rng)
+    fit(frame_net, "frames-first", few or FIRST_STEPS, some(FRAME_BATCH), look_at, args.work, 4e-3)
+    fit(frame_net, "frames", few or FRAME_STEPS, half, look_at, args.work, 3e-3)
     seen = watched(frame_net, data[0], args.work, "train")
-    fit(motion_net, "motion", few or MOTION_STEPS, min(MOTION_BATCH, n), n, lambda net, rows, rng: motion_loss(net, seen, want, rows, rng), args.work, 3e-3)
+    fit(motion_net, "motion", few or MOTION_STEPS, some(MOTION_BATCH), lambda net, rows, rng: motion_loss(net, seen, want, rows, rng), args.work, 3e-3)
     prove(args.work, held, wants("test", tests))
 
 
