@@ -1,7 +1,8 @@
-"""The judge's two networks, and what they are asked.
+"""The judge's networks, and what they are asked.
 
 `FrameNet` looks at single frames: which subjects, how many, which scene and style, and where they stand. `MotionNet`
-looks at a clip's brightness and at what `FrameNet` takes for subjects: camera, action and direction. `look` asks both.
+looks at a clip's brightness and at what `FrameNet` takes for subjects: action and direction. `CameraNet` measures how what
+is behind the subjects shifts and grows, and judges by that. `look` asks them all.
 """
 
 import sys
@@ -21,8 +22,9 @@ FRAMES, SIDE, GRID, SMALL = 17, 96, 16, 48  # what clips are shrunk to; cells of
 # What can be seen of an action. Sailing, walking, running, driving, rolling and flying to a side differ by a pixel or two
 # of rocking, so they are one; so are flying up and rising, flying down and falling.
 ACTS = ("travel", "rise", "fall", "bob", "bounce", "spin", "dance", "grow", "shrink", "idle")
+LUMA = torch.tensor([0.3, 0.59, 0.11]).view(3, 1, 1)
 HEADS = {"count": (1, 2, 3), "scene": SCENES, "style": STYLES}
-MOVES = {"camera": CAMERAS, "act": ACTS, "direction": DIRECTIONS}
+MOVES = {"act": ACTS, "direction": DIRECTIONS, "camera": CAMERAS}
 
 
 def act_of(actor):
@@ -105,7 +107,7 @@ class MotionNet(nn.Module):
         three = lambda i, o, stride: Block(i, o, stride, nn.Conv3d, nn.BatchNorm3d)
         self.body = nn.Sequential(three(6, 24, (1, 2, 2)), three(24, 48, (1, 2, 2)), three(48, 64, (2, 2, 2)), three(64, 96, 1))
         self.drop = nn.Dropout(0.2)
-        self.heads = nn.ModuleDict({k: nn.Linear(192, len(v)) for k, v in MOVES.items()})
+        self.heads = nn.ModuleDict({k: nn.Linear(192, len(MOVES[k])) for k in ("act", "direction")})
         line = torch.linspace(-1, 1, SMALL)
         self.register_buffer("place", torch.stack([line.expand(SMALL, SMALL), line[:, None].expand(SMALL, SMALL)])[None, :, None], persistent=False)
 
@@ -120,6 +122,45 @@ class MotionNet(nn.Module):
         return {k: head(y) for k, head in self.heads.items()}
 
 
+class CameraNet(nn.Module):
+    """A camera move by least squares: the shift and the growth of the picture without its subjects, from frame to frame."""
+
+    BINS = 4  # parts of the clip whose steps are averaged
+
+    def __init__(self):
+        super().__init__()
+        y, x = torch.meshgrid(*[torch.linspace(-1, 1, SMALL)[1:-1]] * 2, indexing="ij")
+        places = [torch.ones_like(x), y < 0, y >= 0, x < 0, x >= 0]
+        self.register_buffer("places", torch.stack([p.float().flatten() for p in places]), persistent=False)
+        self.register_buffer("x", x, persistent=False)
+        self.register_buffer("y", y, persistent=False)
+        self.judge = nn.Sequential(nn.Linear(self.BINS * 3 * len(places), 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, len(CAMERAS)))
+
+    @torch.no_grad()
+    def drift(self, x):
+        """Of u8 [B, 4, 9, SMALL, SMALL]: pixels right, down and outwards a step, [B, BINS * 5 * 3]."""
+        x = x.float() / 255
+        b = len(x)
+        film = x[:, :2].transpose(1, 2).flatten(1, 2)[:, :FRAMES]
+        film = F.avg_pool2d(film, 3, 1, 1)
+        one, two = film[:, :-1], film[:, 1:]
+        both = (one + two) / 2
+        gx = (both[..., 1:-1, 2:] - both[..., 1:-1, :-2]) / 2
+        gy = (both[..., 2:, 1:-1] - both[..., :-2, 1:-1]) / 2
+        gt = (two - one)[..., 1:-1, 1:-1]
+        subject = F.max_pool2d(x[:, 2], 5, 1, 2)[..., 1:-1, 1:-1]
+        subject = torch.maximum(subject.repeat_interleave(2, 1)[:, : FRAMES - 1], subject.repeat_interleave(2, 1)[:, 1:FRAMES])
+        slope = torch.stack([gx, gy, gx * self.x + gy * self.y], -1).flatten(2, 3)  # [B, 16, cells, 3]
+        weighed = slope * (1 - subject).flatten(2)[..., None]
+        square = torch.einsum("rp,bkpi,bkpj->bkrij", self.places, weighed, slope) + 0.02 * torch.eye(3)
+        wants = -torch.einsum("rp,bkpi,bkp->bkri", self.places, weighed, gt.flatten(2))
+        steps = torch.linalg.solve(square, wants[..., None])[..., 0].clamp(-2, 2)
+        return steps.view(b, self.BINS, -1, *steps.shape[2:]).mean(2).flatten(1)
+
+    def forward(self, x):
+        return {"camera": self.judge(3 * self.drift(x))}
+
+
 def unit(frames):
     """u8 [..., 3, SIDE, SIDE] to f32 [N, 3, SIDE, SIDE] in 0..1."""
     return frames.reshape(-1, 3, SIDE, SIDE).float().div(255).contiguous(memory_format=torch.channels_last)
@@ -130,7 +171,7 @@ def moving(frames, out):
 
     u8 [4, 9, SMALL, SMALL]: brightness of the even frames and of those after them, subjects, their middles.
     """
-    luma = F.avg_pool2d((frames.float() * torch.tensor([0.3, 0.59, 0.11]).view(3, 1, 1)).sum(1, keepdim=True), SIDE // SMALL)[:, 0]
+    luma = F.avg_pool2d((frames.float() * LUMA).sum(1, keepdim=True), SIDE // SMALL)[:, 0]
     big = lambda x: F.interpolate(x, (SMALL, SMALL), mode="bilinear", align_corners=False)[:, 0] * 255
     subject = big(1 - out["map"].softmax(1)[:, :1])
     after = torch.cat([luma[1::2], luma[-1:]])
@@ -138,11 +179,11 @@ def moving(frames, out):
 
 
 @torch.no_grad()
-def look(frame_net, motion_net, frames):
+def look(frame_net, motion_net, camera_net, frames):
     """What is seen in one clip u8 [FRAMES, 3, SIDE, SIDE]: probabilities, and features for comparisons."""
     out = frame_net(unit(frames[::2]))
     motion = moving(frames, out)[None]
-    moves = motion_net(motion)
+    moves = motion_net(motion) | camera_net(motion)
     seen = {"subjects": out["subjects"].sigmoid().mean(0)}
     seen |= {k: out[k].log_softmax(1).mean(0).softmax(0) for k in HEADS}
     seen |= {k: moves[k][0].softmax(0) for k in MOVES}
@@ -183,8 +224,9 @@ def right(seen, want):
 
 def load(work):
     """The trained networks of WORK."""
-    nets = FrameNet(), MotionNet()
-    for net, name in zip(nets, ("frames", "motion")):
+    nets = FrameNet(), MotionNet(), CameraNet()
+    for net, name in zip(nets, ("frames", "motion", "camera")):
         net.load_state_dict(torch.load(Path(work) / f"{name}.pt", weights_only=True))
         net.eval()
-    return nets[0].to(memory_format=torch.channels_last), nets[1]
+    nets[0].to(memory_format=torch.channels_last)
+    return nets

@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import prompts
-from recognisers import FRAMES, HEADS, MOVES, SIDE, distance, labels, load, look, right, shrink
+from recognisers import FRAMES, HEADS, LUMA, MOVES, SIDE, distance, labels, load, look, right, shrink
 from train import Autoencoder, array, say
 from world import World
 
-LEVELS = torch.tensor([0.3, 0.59, 0.11]).view(1, 3, 1, 1)
 KINDS = ("clips", "renders", "passed")
 TITLES = {"clips": "the model's clips", "renders": "renders of the same prompts", "passed": "those through the autoencoder"}
 
@@ -101,7 +100,7 @@ def quality(frames, seen):
     still = F.interpolate(seen["still"][None, None].float(), (SIDE, SIDE))[0]
     step = (x[1:] - x[:-1]).abs().mean(1)
     between = (x[1:-1] - (x[:-2] + x[2:]) / 2).abs().mean()
-    moved = ((x[2:] - x[:-2]) * LEVELS).sum(1).abs().flatten()
+    moved = ((x[2:] - x[:-2]) * LUMA).sum(1).abs().flatten()
     return {
         "flicker": float((step * still).sum() / still.sum() / len(step)) if still.sum() > 0 else None,
         "smooth": float(100 * (1 - between / 255)),

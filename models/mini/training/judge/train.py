@@ -3,8 +3,8 @@
     python train.py --train .work/train --work .work/judge
     python train.py --train .work/train --work /tmp/smoke --smoke      a minute's check that it runs
 
-Needs the sprites that `assets.py` makes (TRAIN/sprites.pt). Renders once (WORK/*.npy), trains both networks (WORK/frames.pt,
-motion.pt) and writes WORK/proof.json. Stopped and started again, it goes on where it was.
+Needs the sprites that `assets.py` makes (TRAIN/sprites.pt). Renders once (WORK/*.npy), trains the networks (WORK/frames.pt,
+motion.pt, camera.pt) and writes WORK/proof.json. Stopped and started again, it goes on where it was.
 """
 
 import argparse
@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
 
 import prompts
-from recognisers import FRAMES, GRID, HEADS, MOVES, NAMES, SIDE, SMALL, FrameNet, MotionNet, labels, load, look, maps, moving, right, shrink, unit
+from recognisers import FRAMES, GRID, HEADS, LUMA, MOVES, NAMES, SIDE, SMALL, STYLES, CameraNet, FrameNet, MotionNet, labels, load, look, maps, moving, right, shrink, unit
 from world import World
 
 VAE = prompts.HERE.parent.parent / "vae"
 TRAIN, TEST, SHARE = 2600, 200, 6  # clips; one of SHARE has been through the autoencoder
-FIRST_STEPS, FRAME_STEPS, FRAME_BATCH, MOTION_STEPS, MOTION_BATCH = 800, 1200, 32, 700, 24
+STEPS, MOTION_STEPS, CAMERA_STEPS = (800, 1200, 500), 700, 600
 CHUNK = 8
 # Mirrored, and backwards in time.
 FLIP = {"pan_left": "pan_right", "pan_right": "pan_left", "left": "right", "right": "left"}
@@ -114,29 +114,40 @@ def wants(name, n):
     return [labels(clip_at(name, i)) for i in range(n)]
 
 
-def column(want, key, rows):
-    return torch.tensor([want[i][key] for i in rows])
+def kept(data, want, rows, rng):
+    """A random frame of each of these clips: u8 pictures, maps, middles, and labels."""
+    at = rng.integers(FRAMES, size=len(rows))
+    return [torch.from_numpy(np.stack([part[i, f] for i, f in zip(rows, at)])) for part in data], [want[i] for i in rows]
 
 
-def frame_loss(net, data, want, rows, rng):
-    """One batch: a random frame of each clip, every other one mirrored."""
-    frames, kinds, cores = data
-    x, kind, core = [], [], []
-    for i in rows:
-        f, turn = rng.integers(FRAMES), -1 if rng.random() < 0.5 else 1
-        x.append(torch.from_numpy(frames[i, f][..., ::turn].copy()))
-        kind.append(torch.from_numpy(kinds[i, f][..., ::turn].copy()))
-        core.append(torch.from_numpy(cores[i, f][..., ::turn].copy()))
-    out = net(worsen(unit(torch.stack(x)), rng))
-    here = torch.zeros(len(rows), len(NAMES))
-    for k, i in enumerate(rows):
-        here[k, want[i]["subjects"]] = 1
+def fresh(world, coder, n, passed, rng):
+    """The same of n new stills, the first of which went through the autoencoder."""
+    clips = [clip_at("fresh", int(i)) for i in rng.integers(1 << 31, size=n)]
+    video, where = world.render(clips, 1, parts=True)
+    for k in range(passed):
+        video[k] = coder(video[k : k + 1], rng.uniform(0, 0.4), int(rng.integers(1 << 31)))[0]
+    kind, core = maps(where)
+    return [shrink(video)[:, 0], kind[:, 0], core[:, 0]], [labels(c) for c in clips]
+
+
+def frame_loss(net, pictures, want, rng):
+    """Every other picture mirrored, some made black and white."""
+    here, want = torch.zeros(len(want), len(NAMES)), [dict(w) for w in want]
+    x, kind, core = (part.clone() for part in pictures)
+    for k, w in enumerate(want):
+        here[k, w["subjects"]] = 1
+        if rng.random() < 0.5:
+            x[k], kind[k], core[k] = x[k].flip(-1), kind[k].flip(-1), core[k].flip(-1)
+        if w["style"] == STYLES.index("3d") and rng.random() < 0.15:
+            x[k] = (x[k].float() * LUMA).sum(0)
+            w["style"] = STYLES.index("bw")
+    out = net(worsen(unit(x), rng))
     weight = torch.full((1 + len(NAMES),), 3.0)
     weight[0] = 1.0
-    loss = F.cross_entropy(out["map"], torch.stack(kind).long(), weight)
-    loss = loss + F.binary_cross_entropy_with_logits(out["core"][:, 0], torch.stack(core).float())
+    loss = F.cross_entropy(out["map"], kind.long(), weight)
+    loss = loss + F.binary_cross_entropy_with_logits(out["core"][:, 0], core.float())
     loss = loss + F.binary_cross_entropy_with_logits(out["subjects"], here) * 12
-    return loss + sum(F.cross_entropy(out[k], column(want, k, rows)) for k in HEADS)
+    return loss + sum(F.cross_entropy(out[k], torch.tensor([w[k] for w in want])) for k in HEADS)
 
 
 def turned(want, words, key):
@@ -163,11 +174,11 @@ def motion_loss(net, seen, want, rows, rng):
         for k in MOVES:
             target[k].append(label[k])
     out = net(torch.stack(x))
-    return sum(F.cross_entropy(out[k], torch.tensor(target[k]), ignore_index=-1) for k in MOVES)
+    return sum(F.cross_entropy(out[k], torch.tensor(target[k]), ignore_index=-1) for k in out)
 
 
-def fit(net, name, steps, choose, loss_of, work, rate):
-    """Train one network on the rows that `choose` draws; WORK/NAME.ckpt lets it go on, WORK/NAME.pt is the end."""
+def fit(net, name, steps, loss_of, work, rate):
+    """Train one network; WORK/NAME.ckpt lets it go on, WORK/NAME.pt is the end."""
     end, ckpt = work / f"{name}.pt", work / f"{name}.ckpt"
     if end.exists():
         return net.load_state_dict(torch.load(end, weights_only=True))
@@ -185,7 +196,7 @@ def fit(net, name, steps, choose, loss_of, work, rate):
     while step < steps:
         rng = np.random.default_rng([7, step])
         torch.manual_seed(step)
-        loss = loss_of(net, choose(rng), rng)
+        loss = loss_of(net, rng)
         best.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
@@ -250,15 +261,24 @@ def main():
     want = wants("train", n)
     torch.manual_seed(0)
     frame_net, motion_net = FrameNet().to(memory_format=torch.channels_last), MotionNet()
-    some = lambda batch: lambda rng: rng.choice(n, min(batch, n), replace=False)
-    passed = np.arange(0, n, SHARE)
-    # At first all alike; then half of each batch has been through the autoencoder.
-    half = lambda rng: np.concatenate([rng.choice(passed, min(FRAME_BATCH // 2, len(passed)), replace=False), some(FRAME_BATCH // 2)(rng)])
-    look_at = lambda net, rows, rng: frame_loss(net, data, want, rows, rng)
-    fit(frame_net, "frames-first", few or FIRST_STEPS, some(FRAME_BATCH), look_at, args.work, 4e-3)
-    fit(frame_net, "frames", few or FRAME_STEPS, half, look_at, args.work, 3e-3)
+    some = lambda rng, batch: rng.choice(n, min(batch, n), replace=False)
+    through = np.arange(0, n, SHARE)
+    again = lambda rng, batch: rng.choice(through, min(batch, len(through)), replace=False)
+    alike = lambda net, rng: frame_loss(net, *kept(data, want, some(rng, 32), rng), rng)
+    halves = lambda net, rng: frame_loss(net, *kept(data, want, np.concatenate([again(rng, 16), some(rng, 16)]), rng), rng)
+
+    def endless(net, rng):
+        old, new = kept(data, want, again(rng, 10), rng), fresh(world, coder, 22, 6, rng)
+        return frame_loss(net, [torch.cat(pair) for pair in zip(old[0], new[0])], old[1] + new[1], rng)
+
+    # All alike, then half of a batch through the autoencoder, then most of it never seen before.
+    fit(frame_net, "frames-first", few or STEPS[0], alike, args.work, 4e-3)
     seen = watched(frame_net, data[0], args.work, "train")
-    fit(motion_net, "motion", few or MOTION_STEPS, some(MOTION_BATCH), lambda net, rows, rng: motion_loss(net, seen, want, rows, rng), args.work, 3e-3)
+    fit(frame_net, "frames-second", few or STEPS[1], halves, args.work, 3e-3)
+    fit(frame_net, "frames", few or STEPS[2], endless, args.work, 2e-3)
+    moved = lambda size: lambda net, rng: motion_loss(net, seen, want, some(rng, size), rng)
+    fit(motion_net, "motion", few or MOTION_STEPS, moved(24), args.work, 3e-3)
+    fit(CameraNet(), "camera", few or CAMERA_STEPS, moved(48), args.work, 3e-3)
     prove(args.work, held, wants("test", tests))
 
 
