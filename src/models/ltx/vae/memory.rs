@@ -52,8 +52,8 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     });
     let before = temporal.map_or(0, |cut| cut.blend as u64 * picture);
     let making = levels.max(2 * made) + tiles + before;
-    // Then a run is blended with the one before: into a copy.
-    let joining = if temporal.is_some() { 2 * whole + before } else { whole };
+    // Then a run is blended with the one before, into a copy, and leaves in copies of a few frames.
+    let joining = 3 * whole + before;
     latents + making.max(joining)
 }
 
