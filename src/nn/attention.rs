@@ -412,16 +412,22 @@ mod tests {
 
     #[test]
     fn blocks_give_what_the_definition_gives_on_every_path() {
-        for (b, h, l, keys, d) in
-            [(1, 1, 1, 1, 1), (2, 3, 65, 7, 5), (1, 2, 3, 813, 16), (1, 1, 130, 257, 11), (1, 2, 20, 385, 70)]
-        {
+        for (b, h, l, keys, d, at_most) in [
+            (1, 1, 1, 1, 1, 4e-6),
+            (2, 3, 65, 7, 5, 4e-6),
+            (1, 2, 3, 513, 16, 4e-6),
+            (1, 1, 130, 257, 11, 4e-6),
+            // Longer sums lose more.
+            (1, 2, 3, 813, 16, 8e-6),
+            (1, 2, 20, 385, 70, 8e-6),
+        ] {
             let (q, k, v) =
                 (wave(&[b, h, l, d], 0.0), wave(&[b, h, keys, d], 1.0), wave(&[b, h, keys, d], 2.0));
             let scale = 1.0 / (d as f64).sqrt();
             let expected = naive(&q, &k, &v, None, scale);
             for isa in Isa::ALL.into_iter().filter(|isa| isa.is_there()) {
                 let found = blocks(Micro::new(isa), &q, &k, &v, None, scale as f32).unwrap();
-                check(&found, &expected, 8e-6);
+                check(&found, &expected, at_most);
             }
             check(&plain(&q, &k, &v, None, scale).unwrap(), &expected, 4e-6);
         }
