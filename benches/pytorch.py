@@ -34,6 +34,8 @@ GENERATIONS = {
         timestep_conditioning=True, patch_size=4, spatial_compression_ratio=32, temporal_compression_ratio=8,
     ),
 }
+LINEAR = "1120x2048x8192"  # tokens, numbers in and out
+PEAK = 4096  # side of the matrices whose product is taken for what the machine gives
 GRIDS = {"256": (4, 8, 8), "1120": (7, 10, 16)}
 
 
@@ -48,7 +50,13 @@ def prepare(folder, rows):
     from safetensors.torch import save_file
 
     for stage in {stage for stage, _, _ in rows}:
-        if not os.path.exists(f"{folder}/{stage}/config.json"):
+        if stage == "linear":
+            os.makedirs(f"{folder}/linear", exist_ok=True)
+            _, d_in, d_out = map(int, LINEAR.split("x"))
+            torch.manual_seed(0)
+            weights = {key: value.detach().to(torch.bfloat16) for key, value in torch.nn.Linear(d_in, d_out).state_dict().items()}
+            save_file(weights, f"{folder}/linear/diffusion_pytorch_model.safetensors")
+        elif not os.path.exists(f"{folder}/{stage}/config.json"):
             kind, config = classes(stage)
             torch.manual_seed(0)
             kind(**config).to(torch.bfloat16).save_pretrained(f"{folder}/{stage}", max_shard_size="100GB")
@@ -56,7 +64,10 @@ def prepare(folder, rows):
         gen, path = torch.Generator().manual_seed(1), f"{folder}/input-{stage}-{size}.safetensors"
         if os.path.exists(path):
             continue
-        if stage == "transformer":
+        if stage == "linear":
+            tokens, d_in, _ = map(int, size.split("x"))
+            inputs = dict(x=torch.randn(tokens, d_in, generator=gen))
+        elif stage == "transformer":
             f, h, w = GRIDS[size]
             grid = torch.meshgrid(torch.arange(f) * 8 / 25, torch.arange(h) * 32.0, torch.arange(w) * 32.0, indexing="ij")
             mask = torch.ones(1, 128)
@@ -77,10 +88,17 @@ def torch_side(folder, stage, dtype, size, times):
     torch.set_grad_enabled(False)
     torch.set_num_threads(int(os.environ["RAYON_NUM_THREADS"]))
     dt = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    model = classes(stage)[0].from_pretrained(f"{folder}/{stage}", torch_dtype=dt).eval()
+    if stage == "linear":
+        weights = load_file(f"{folder}/linear/diffusion_pytorch_model.safetensors")
+        model = torch.nn.Linear(*weights["weight"].shape[::-1]).to(dt)
+        model.load_state_dict(weights)
+    else:
+        model = classes(stage)[0].from_pretrained(f"{folder}/{stage}", torch_dtype=dt).eval()
     i = load_file(f"{folder}/input-{stage}-{size}.safetensors")
 
     def run():
+        if stage == "linear":
+            return model(i["x"].to(dt))
         if stage == "transformer":
             f, h, w = GRIDS[size]
             return model(
@@ -90,13 +108,21 @@ def torch_side(folder, stage, dtype, size, times):
         timed = model.config.timestep_conditioning
         return model.decode(i["latents"].to(dt), torch.zeros(1).to(dt) if timed else None, return_dict=False)[0][0]
 
-    made, seconds = run(), []
-    for _ in range(times):
-        begin = time.perf_counter()
-        made = run()
-        seconds.append(time.perf_counter() - begin)
+    def timed(run):
+        made, seconds = run(), []
+        for _ in range(times):
+            begin = time.perf_counter()
+            made = run()
+            seconds.append(time.perf_counter() - begin)
+        return made, seconds
+
+    made, seconds = timed(run)
+    told = {}
+    if stage == "linear":
+        square = torch.randn(PEAK, PEAK).to(dt)
+        told["matmul"] = timed(lambda: square @ square)[1]
     save_file({"made": made.float().contiguous()}, f"{folder}/torch-{stage}-{size}-{dtype}.safetensors")
-    print(json.dumps({"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+    print(json.dumps({"seconds": seconds, **told, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 
 
 def apart(folder, name):
@@ -116,23 +142,31 @@ def main():
     ap.add_argument("--stages", default="target/release/examples/stages", help="the program of the other side")
     args = ap.parse_args()
     os.makedirs(args.folder, exist_ok=True)
-    rows = [("transformer", dtype, size) for size in GRIDS for dtype in ("f32", "bf16")]
+    rows = [("linear", dtype, LINEAR) for dtype in ("f32", "bf16")]
+    rows += [("transformer", dtype, size) for size in GRIDS for dtype in ("f32", "bf16")]
     rows += [(stage, dtype, args.size) for stage in GENERATIONS for dtype in ("f32", "bf16")]
     rows = [row for row in rows if args.only in " ".join(row)]
     prepare(args.folder, rows)
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    notes = []
     print("| stage | dtype | size | sora, s | PyTorch, s | ratio | peak MiB, sora / PyTorch | apart |\n|---|---|---|---|---|---|---|---|", flush=True)
     for stage, dtype, size in rows:
-        seconds, peaks = {"sora": [], "torch": []}, {}
+        seconds, peaks, matmul = {"sora": [], "torch": []}, {}, []
         for _ in range(args.rounds):
             for side in seconds:
                 head = [args.stages, args.folder] if side == "sora" else [sys.executable, __file__, "--one", args.folder]
-                out = subprocess.run([*head, stage, dtype, size, "2"], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
+                out = subprocess.run([*head, stage, dtype, size, "8" if stage == "linear" else "2"], env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
                 told = json.loads(out.splitlines()[-1])
                 seconds[side] += told["seconds"]
+                matmul += told.get("matmul", [])
                 peaks[side] = max(peaks.get(side, 0), told["peak_mib"] or 0)
         ours, theirs = (statistics.median(seconds[side]) for side in ("sora", "torch"))
         print(f"| {stage} | {dtype} | {size} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} | {peaks['sora']} / {peaks['torch']} | {apart(args.folder, f'{stage}-{size}-{dtype}'):.1e} |", flush=True)
+        if matmul:
+            tokens, d_in, d_out = map(int, size.split("x"))
+            rate, limit = 2e-9 * tokens * d_in * d_out / ours, 2e-9 * PEAK**3 / statistics.median(matmul)
+            notes.append(f"Linear layer in {dtype}: {rate:.0f} GFLOP/s, {rate / limit:.0%} of PyTorch's {PEAK} x {PEAK} product in {dtype} ({limit:.0f}).")
+    print("", *notes, sep="\n")
 
 
 if __name__ == "__main__":

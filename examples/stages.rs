@@ -4,6 +4,7 @@
 //! ```sh
 //! cargo run --release --example stages -- FOLDER transformer bf16 256 3   # f32|bf16, tokens, repetitions
 //! cargo run --release --example stages -- FOLDER vae-0.9.5 f32 256x256x25 3
+//! cargo run --release --example stages -- FOLDER linear bf16 1120x2048x8192 3   # tokens, numbers in and out
 //! cargo run --release --example stages -- FOLDER vae-0.9.5 f32 256x256x97 0     # memory alone
 //! ```
 
@@ -19,6 +20,7 @@ use sora::{
             vae::{Config, LtxVideoDecoder},
         },
     },
+    nn::Linear,
     weights::Weights,
 };
 
@@ -27,7 +29,7 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [folder, stage, dtype, size, times] = words.as_slice() else {
-        return Err("expected: FOLDER transformer|vae-0.9.0|vae-0.9.5 f32|bf16 SIZE TIMES".into());
+        return Err("expected: FOLDER transformer|linear|vae-0.9.0|vae-0.9.5 f32|bf16 SIZE TIMES".into());
     };
     let folder = Path::new(folder);
     let place = Placement {
@@ -42,12 +44,18 @@ fn main() -> Result<()> {
     let input = candle_core::safetensors::load(input, &Device::Cpu)?;
     let weights = Weights::open(&folder.join(stage), "diffusion_pytorch_model", None)?;
     let config = folder.join(stage).join("config.json");
-    let text = std::fs::read_to_string(&config)?;
+    let text = std::fs::read_to_string(&config);
     let loader = weights.loader(&place);
     let take = |key: &str| input.get(key).cloned().ok_or(format!("no input `{key}`"));
     let times: usize = times.parse()?;
-    let (seconds, made) = if stage == "transformer" {
-        let model = LtxTransformer::new(&TransformerConfig::parse(&text, &config)?, &loader)?;
+    let (seconds, made) = if stage == "linear" {
+        let sizes: Vec<usize> = size.split('x').map(str::parse).collect::<std::result::Result<_, _>>()?;
+        let [_, d_in, d_out] = sizes[..] else { return Err("expected TOKENSxINxOUT".into()) };
+        let linear = Linear::new(d_in, d_out, /* bias */ true, &loader)?;
+        let x = take("x")?.to_dtype(place.dtype)?;
+        measure(times, || Ok(linear.forward(&x)?))?
+    } else if stage == "transformer" {
+        let model = LtxTransformer::new(&TransformerConfig::parse(&text?, &config)?, &loader)?;
         let rotary = model.positions(&take("coordinates")?)?;
         let tokens = take("tokens")?;
         let count = tokens.dim(1)?;
@@ -59,7 +67,7 @@ fn main() -> Result<()> {
             Ok(model.forward(&tokens, &text, &time, &rotary)?)
         })?
     } else {
-        let mut decoder = LtxVideoDecoder::new(&Config::from_json(&text, &config)?, &loader)?;
+        let mut decoder = LtxVideoDecoder::new(&Config::from_json(&text?, &config)?, &loader)?;
         let latents = take("latents")?;
         // The noise of a decoder with a timestep has no share here, and the timestep is 0.
         let options = DecodeOptions { noise_scale: Some(0.0), ..DecodeOptions::default() };

@@ -18,13 +18,15 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// The same with BF16: pairs of bf16 numbers are multiplied as they are, where both sides are bf16.
+    Avx512Bf16,
     /// NEON.
     Neon,
 }
 
 impl Isa {
     /// From the narrowest to the widest.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Neon];
 
     /// The value of `SORA_ISA` that asks for it.
     #[must_use]
@@ -33,6 +35,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
             Self::Neon => "neon",
         }
     }
@@ -51,10 +54,24 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_there() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             _ => false,
         }
+    }
+
+    /// Whether AVX2 is among them.
+    #[must_use]
+    pub fn has_avx2(self) -> bool {
+        self == Self::Avx2 || self.has_avx512()
+    }
+
+    /// Whether AVX-512 is among them.
+    #[must_use]
+    pub fn has_avx512(self) -> bool {
+        matches!(self, Self::Avx512 | Self::Avx512Bf16)
     }
 
     /// What the kernels of this process use.

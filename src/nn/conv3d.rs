@@ -11,8 +11,9 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
-    kernel::{Target, Values, widen, widen_row},
-    micro::{Aligned, Micro, gather},
+    kernel::{Target, Values, narrow, widen, widen_row},
+    micro::{Aligned, Micro, both, gather},
+    product::pairs,
     turn::turn,
 };
 use crate::{device::isa::Isa, error::Result};
@@ -92,15 +93,22 @@ enum Weight {
 impl Conv3d {
     /// Lays out `weight`, `[out, in, frames, rows, columns]` taps, and `bias`, `[out]`, for where they lie.
     pub fn new(weight: &Tensor, bias: &Tensor, shape: ConvShape) -> Result<Self> {
-        Self::with(Micro::new(Isa::chosen()), weight, bias, shape)
+        let pairs = Micro::pairs(Isa::chosen());
+        let even = weight.dim(1)? % 2 == 0 && weight.dtype() == DType::BF16;
+        match pairs.filter(|_| even) {
+            Some(micro) => Self::with(micro, /* pairs */ true, weight, bias, shape),
+            None => Self::with(Micro::new(Isa::chosen()), /* pairs */ false, weight, bias, shape),
+        }
     }
 
-    fn with(micro: Micro, weight: &Tensor, bias: &Tensor, shape: ConvShape) -> Result<Self> {
+    fn with(micro: Micro, pairs: bool, weight: &Tensor, bias: &Tensor, shape: ConvShape) -> Result<Self> {
         let (c_out, c_in, kernel_t, kernel, _) = weight.dims5()?;
         debug_assert_eq!((kernel_t, kernel), (shape.kernel_t, shape.kernel));
         let bias = bias.to_dtype(DType::F32)?;
         let weight = if weight.device().is_cpu() {
-            Weight::Panels { values: Panels::pack(micro, weight)?, zeros: vec![0.0; c_in] }
+            let values = Panels::pack(micro, pairs, weight)?;
+            let zeros = vec![0.0; values.depth];
+            Weight::Panels { values, zeros }
         } else {
             let tap = |t| Ok(weight.narrow(2, t, 1)?.squeeze(2)?.contiguous()?);
             Weight::Taps((0..kernel_t).map(tap).collect::<Result<_>>()?)
@@ -137,7 +145,10 @@ impl Conv3d {
         match &self.weight {
             Weight::Taps(taps) => self.frame_by_frame(taps, x, frames, skip),
             Weight::Panels { values, zeros } => {
-                let x = widen(x)?;
+                let x = match values.values {
+                    Packed::Pairs(_) => pairs(&narrow(x.contiguous()?, DType::BF16)?)?,
+                    _ => widen(x)?,
+                };
                 let skip = skip.map(widen).transpose()?;
                 let skip = skip.as_ref().map(Values::<f32>::contiguous).transpose()?;
                 let (x, bias) = (Values::contiguous(&x)?, Values::contiguous(&self.bias)?);
@@ -218,14 +229,14 @@ impl Conv3d {
         sums.resize(group.len() * tiles * rows * columns, 0.0);
         for tap in 0..panels.taps {
             clip.gather(&self.shape, &places, tap, &mut seen);
-            for start in (0..self.c_in).step_by(DEPTH) {
-                let depth = DEPTH.min(self.c_in - start);
+            for start in (0..panels.depth).step_by(DEPTH) {
+                let depth = DEPTH.min(panels.depth - start);
                 laid_out.resize(tiles * rows * depth, 0.0);
                 for (seen, to) in seen.chunks_exact(rows).zip(laid_out.chunks_exact_mut(rows * depth)) {
                     turn(|i| &seen[i][start..], rows, to, rows);
                 }
                 for (panel, sums) in group.clone().zip(sums.chunks_exact_mut(tiles * rows * columns)) {
-                    let weights = panels.part(panel, tap * self.c_in + start, depth, widened);
+                    let weights = panels.part(panel, tap * panels.depth + start, depth, widened);
                     let each = sums.chunks_exact_mut(rows * columns);
                     for (rows, sums) in laid_out.chunks_exact(rows * depth).zip(each) {
                         panels.micro.run(rows, weights, sums, /* more */ tap + start > 0);
@@ -324,6 +335,8 @@ struct Panels {
     micro: Micro,
     count: usize,
     taps: usize,
+    /// Input channels, or pairs of them.
+    depth: usize,
     /// Lines of C weights in a panel.
     length: usize,
     values: Packed,
@@ -333,18 +346,33 @@ enum Packed {
     F32(Aligned),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+    /// bf16 weights of two neighbouring input channels in the place of one number.
+    Pairs(Aligned),
 }
 
 impl Panels {
-    /// `weight` is `[out, in, frames, rows, columns]`.
-    fn pack(micro: Micro, weight: &Tensor) -> Result<Self> {
+    /// `weight` is `[out, in, frames, rows, columns]`; `pairs` if the kernel takes such, which needs bf16.
+    fn pack(micro: Micro, pairs: bool, weight: &Tensor) -> Result<Self> {
         let (c_out, c_in, kt, kh, kw) = weight.dims5()?;
         let (count, taps) = (c_out.div_ceil(micro.columns), kt * kh * kw);
-        let length = taps * c_in;
+        let depth = if pairs { c_in / 2 } else { c_in };
+        let length = taps * depth;
         let size = count * length * micro.columns;
         let (weight, stored) = (weight.contiguous()?, weight.elem_count());
-        let layout = [c_in, taps, micro.columns];
+        let layout = [depth, taps, micro.columns];
         let values = match weight.dtype() {
+            DType::BF16 if pairs => {
+                let from = &Values::<bf16>::contiguous(&weight)?[..stored];
+                let mut paired = Vec::with_capacity(stored / 2);
+                for channels in from.chunks_exact(2 * taps) {
+                    let (first, second) = channels.split_at(taps);
+                    paired.extend(first.iter().zip(second).map(|(first, second)| both(*first, *second)));
+                }
+                let mut values = Aligned::default();
+                values.resize(size);
+                pack(&paired, layout, values.numbers_mut());
+                Packed::Pairs(values)
+            }
             DType::F16 => {
                 let mut values = vec![f16::ZERO; size];
                 pack(&Values::contiguous(&weight)?[..stored], layout, &mut values);
@@ -362,17 +390,17 @@ impl Panels {
                 Packed::F32(values)
             }
         };
-        Ok(Self { micro, count, taps, length, values })
+        Ok(Self { micro, count, taps, depth, length, values })
     }
 
-    /// `depth` lines of a panel from line `start` on, in f32.
+    /// `depth` lines of a panel from line `start` on, in f32 or pairs.
     fn part<'a>(&'a self, panel: usize, start: usize, depth: usize, scratch: &'a mut Aligned) -> &'a [f32] {
         let from = (panel * self.length + start) * self.micro.columns;
         let range = from..from + depth * self.micro.columns;
         scratch.resize(range.len());
         let wide = &mut scratch.numbers_mut()[..range.len()];
         match &self.values {
-            Packed::F32(values) => return &values.numbers()[range],
+            Packed::F32(values) | Packed::Pairs(values) => return &values.numbers()[range],
             Packed::F16(values) => values[range].convert_to_f32_slice(wide),
             Packed::Bf16(values) => widen_row(&values[range], wide),
         }
@@ -446,16 +474,24 @@ mod tests {
     }
 
     fn case(shape: ConvShape, dims: [usize; 4], c_out: usize, dtype: DType) -> Result<Case> {
-        case_on(Isa::chosen(), shape, dims, c_out, dtype)
+        case_with(Micro::new(Isa::chosen()), /* pairs */ false, shape, dims, c_out, dtype)
     }
 
-    fn case_on(isa: Isa, shape: ConvShape, dims: [usize; 4], c_out: usize, dtype: DType) -> Result<Case> {
+    fn case_with(
+        micro: Micro,
+        pairs: bool,
+        shape: ConvShape,
+        dims: [usize; 4],
+        c_out: usize,
+        dtype: DType,
+    ) -> Result<Case> {
         let device = Device::Cpu;
         let taps = (c_out, dims[3], shape.kernel_t, shape.kernel, shape.kernel);
         let weight = Tensor::randn(0f32, 0.1, taps, &device)?.to_dtype(dtype)?;
         let bias = Tensor::randn(0f32, 1.0, c_out, &device)?;
         let x = Tensor::randn(0f32, 1.0, &dims, &device)?;
-        let conv = Conv3d::with(Micro::new(isa), &weight, &bias, shape)?;
+        let x = if pairs { x.to_dtype(DType::BF16)?.to_dtype(DType::F32)? } else { x };
+        let conv = Conv3d::with(micro, pairs, &weight, &bias, shape)?;
         Ok(Case { conv, weight, bias, x })
     }
 
@@ -477,10 +513,13 @@ mod tests {
         ] {
             let dtypes = [DType::F32, DType::BF16, DType::F16];
             let there = Isa::ALL.into_iter().filter(|isa| isa.is_there());
-            for (isa, dtype) in there.flat_map(|isa| dtypes.map(|dtype| (isa, dtype))) {
-                let Case { conv, weight, bias, x } = case_on(isa, shape, dims, c_out, dtype)?;
+            let singles = there.flat_map(|isa| dtypes.map(|dtype| (Micro::new(isa), false, dtype)));
+            let pairs = Isa::ALL.into_iter().filter_map(Micro::pairs).chain([Micro::plain_pairs()]);
+            let pairs = pairs.filter(|_| dims[3] % 2 == 0).map(|micro| (micro, true, DType::BF16));
+            for (micro, pairs, dtype) in singles.chain(pairs) {
+                let Case { conv, weight, bias, x } = case_with(micro, pairs, shape, dims, c_out, dtype)?;
                 let expected = naive(&x, &weight, &bias, &shape)?;
-                let what = format!("{isa:?} {shape:?} {dims:?} to {c_out} channels in {dtype:?}");
+                let what = format!("{micro:?} {pairs} {shape:?} {dims:?} to {c_out} channels in {dtype:?}");
                 assert!(gap(&conv.forward(&x)?, &expected) < 2e-5, "{what}");
                 let skip = expected.affine(-1.0, 1.0)?;
                 let all = 0..skip.dim(0)?;

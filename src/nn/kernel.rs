@@ -154,12 +154,14 @@ macro_rules! wide {
                 fn avx512($($arg: $kind),*) $(-> $out)? {
                     plain($($arg),*)
                 }
-                match $crate::device::isa::Isa::chosen() {
+                let isa = $crate::device::isa::Isa::chosen();
+                if isa.has_avx512() {
                     // SAFETY: this CPU has all four, or it would not be chosen.
-                    $crate::device::isa::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    return unsafe { avx512($($arg),*) };
+                }
+                if isa.has_avx2() {
                     // SAFETY: as above.
-                    $crate::device::isa::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    _ => {}
+                    return unsafe { avx2($($arg),*) };
                 }
             }
             plain($($arg),*)

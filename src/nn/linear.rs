@@ -10,7 +10,7 @@ use crate::{
     nn::{
         activation::gelu_tanh,
         kernel::{narrow, widen},
-        product::{After, LEAST, Rows, product},
+        product::{After, LEAST, Rows, product, product_of_pairs},
     },
     weights::{Adapter, Loader, Matrix, Packed},
 };
@@ -64,7 +64,7 @@ impl Linear {
     }
 
     fn run(&self, x: &Tensor, gelu: bool) -> Result<Tensor> {
-        let mut shape = x.dims().to_vec();
+        let shape = x.dims().to_vec();
         if shape.last() != Some(&self.d_in) {
             return Err(candle_core::Error::UnexpectedShape {
                 msg: "the input of a linear layer".into(),
@@ -76,6 +76,9 @@ impl Linear {
         let x = x.reshape((x.elem_count() / self.d_in.max(1), self.d_in))?; // [N, in]
         let y = match &self.kind {
             Kind::Real(weight) if x.device().is_cpu() && (x.dtype() != DType::F32 || fast(&x)?) => {
+                if let Some(y) = self.of_pairs(&x, weight, gelu)? {
+                    return self.shaped(&y, shape);
+                }
                 let few = |start, count| Ok(weight.narrow(0, start, count)?.to_dtype(DType::F32)?);
                 self.widened(&x, &Rows::of(weight)?, few, gelu)?
             }
@@ -99,10 +102,25 @@ impl Linear {
                 y.to_dtype(x.dtype())?
             }
         }; // [N, out]
+        self.shaped(&y, shape)
+    }
+
+    /// `[N, out]` → `[.., out]`.
+    fn shaped(&self, y: &Tensor, mut shape: Vec<usize>) -> Result<Tensor> {
         if let Some(last) = shape.last_mut() {
             *last = self.d_out;
         }
         Ok(y.reshape(shape)?)
+    }
+
+    /// bf16 times bf16, where this processor multiplies that as it is.
+    fn of_pairs(&self, x: &Tensor, weight: &Tensor, gelu: bool) -> Result<Option<Tensor>> {
+        if x.dim(0)? < LEAST || !self.adapters.is_empty() {
+            return Ok(None);
+        }
+        let bias = self.bias.as_ref().map(widen).transpose()?;
+        let y = product_of_pairs(x, weight, self.d_out, After { bias: bias.as_ref(), gelu })?;
+        y.map(|y| narrow(y, x.dtype())).transpose()
     }
 
     /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights that are not f32 are

@@ -1,5 +1,7 @@
 //! The innermost product of linear layers, convolutions and attention on a CPU: rows and columns that were laid out for it, summed in registers.
 
+use half::bf16;
+
 use crate::{device::isa::Isa, nn::kernel::wide};
 
 /// Writes `rows · columns` to `sums`, or adds it if `more`. Rows are `[depth, R]`, columns `[depth, C]`, sums `[R, C]`.
@@ -26,13 +28,30 @@ impl Micro {
     pub fn new(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if isa.is_there() => Self { rows: 12, columns: 32, kernel: avx512 },
+            Isa::Avx512 | Isa::Avx512Bf16 if isa.is_there() => Self { rows: 12, columns: 32, kernel: avx512 },
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 if isa.is_there() => Self { rows: 6, columns: 16, kernel: avx2 },
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Self { rows: 6, columns: 16, kernel: neon },
             _ => Self { rows: 6, columns: 16, kernel: scalar },
         }
+    }
+
+    /// The one for pairs of bf16 numbers, which each lie in the place of an f32, if `isa` has such.
+    ///
+    /// Products and sums are f32, subnormal numbers are taken as zero.
+    pub fn pairs(isa: Isa) -> Option<Self> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 if isa.is_there() => Some(Self { rows: 12, columns: 32, kernel: avx512bf16 }),
+            _ => None,
+        }
+    }
+
+    /// The reference of [`Micro::pairs`], with the layout that the narrow kernels have.
+    #[cfg(test)]
+    pub fn plain_pairs() -> Self {
+        Self { rows: 6, columns: 16, kernel: scalar_pairs }
     }
 
     /// Writes the products of as many rows and columns as the kernel takes, or adds them if `more`.
@@ -99,11 +118,41 @@ macro_rules! kernel {
 kernel!(avx512, "avx512f", std::arch::x86_64::__m512, 16, 12 x 2, std::arch::x86_64::_mm512_set1_ps,
     |a, b, sum| std::arch::x86_64::_mm512_fmadd_ps(a, b, sum));
 #[cfg(target_arch = "x86_64")]
+kernel!(avx512bf16, "avx512f,avx512bf16", std::arch::x86_64::__m512, 16, 12 x 2, std::arch::x86_64::_mm512_set1_ps,
+    |a, b, sum| dot(a, b, sum));
+#[cfg(target_arch = "x86_64")]
 kernel!(avx2, "avx2,fma", std::arch::x86_64::__m256, 8, 6 x 2, std::arch::x86_64::_mm256_set1_ps,
     |a, b, sum| std::arch::x86_64::_mm256_fmadd_ps(a, b, sum));
 #[cfg(target_arch = "aarch64")]
 kernel!(neon, "neon", std::arch::aarch64::float32x4_t, 4, 6 x 4, std::arch::aarch64::vdupq_n_f32,
     |a, b, sum| std::arch::aarch64::vfmaq_f32(sum, a, b));
+
+/// Adds to each sum the products of two pairs.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot(
+    a: std::arch::x86_64::__m512,
+    b: std::arch::x86_64::__m512,
+    sum: std::arch::x86_64::__m512,
+) -> std::arch::x86_64::__m512 {
+    // SAFETY: both are 512 bits, any of which are numbers.
+    let pairs =
+        |x| unsafe { std::mem::transmute::<std::arch::x86_64::__m512, std::arch::x86_64::__m512bh>(x) };
+    std::arch::x86_64::_mm512_dpbf16_ps(sum, pairs(a), pairs(b))
+}
+
+/// Pairs of neighbours, each in the place of an f32: the first in the lower half.
+pub(crate) fn pair(values: &[bf16], to: &mut [f32]) {
+    for (to, pair) in to.iter_mut().zip(values.as_chunks::<2>().0) {
+        *to = both(pair[0], pair[1]);
+    }
+}
+
+/// Two numbers in the place of one.
+pub(crate) fn both(first: bf16, second: bf16) -> f32 {
+    f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
+}
 
 wide! {
     /// Gathers a row of sums, whose parts lie `step` numbers apart and are `width` wide, and adds the bias.
@@ -161,9 +210,55 @@ fn scalar(rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool) {
     }
 }
 
+/// The reference of the kernel for pairs.
+#[cfg(test)]
+fn scalar_pairs(rows: &[f32], columns: &[f32], sums: &mut [f32], more: bool) {
+    let halves = |x: f32| {
+        let bits = x.to_bits();
+        [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
+    };
+    if !more {
+        sums.fill(0.0);
+    }
+    for (row, column) in rows.as_chunks::<6>().0.iter().zip(columns.as_chunks::<16>().0) {
+        for (a, sums) in row.iter().zip(sums.as_chunks_mut::<16>().0) {
+            for (sum, b) in sums.iter_mut().zip(column) {
+                let (a, b) = (halves(*a), halves(*b));
+                *sum += a[0] * b[0];
+                *sum += a[1] * b[1];
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_for_pairs_agree_with_sums_in_f64() {
+        const DEPTH: usize = 37;
+        let number = |i: usize| bf16::from_f32((i * 7919 % 1009) as f32 / 1009.0 - 0.5);
+        let there = Isa::ALL.into_iter().filter_map(Micro::pairs);
+        for micro in there.chain([Micro::plain_pairs()]) {
+            // `[depth, width]` of pairs: number `2k + half` of row `i`.
+            let at = |k: usize, i: usize, half: usize, seed: usize| number((2 * k + half) * 53 + i + seed);
+            let lay_out = |width: usize, seed: usize| -> Vec<f32> {
+                let places = (0..DEPTH).flat_map(|k| (0..width).map(move |i| (k, i)));
+                places.map(|(k, i)| both(at(k, i, 0, seed), at(k, i, 1, seed))).collect()
+            };
+            let (rows, columns) = (lay_out(micro.rows, 0), lay_out(micro.columns, 500));
+            let mut sums = vec![f32::NAN; micro.rows * micro.columns];
+            micro.run(&rows[..5 * micro.rows], &columns[..5 * micro.columns], &mut sums, false);
+            micro.run(&rows[5 * micro.rows..], &columns[5 * micro.columns..], &mut sums, true);
+            for (place, sum) in sums.iter().enumerate() {
+                let (i, j) = (place / micro.columns, place % micro.columns);
+                let term = |n: usize| at(n / 2, i, n % 2, 0).to_f64() * at(n / 2, j, n % 2, 500).to_f64();
+                let expected = (0..2 * DEPTH).map(term).sum::<f64>();
+                assert!((f64::from(*sum) - expected).abs() < 2e-5, "{sum} is not {expected}");
+            }
+        }
+    }
 
     #[test]
     fn every_kernel_agrees_with_sums_in_f64() {

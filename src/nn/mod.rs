@@ -5,13 +5,13 @@ pub mod attention;
 pub mod conv3d;
 pub mod embedding;
 pub mod group_norm;
-mod kernel;
+pub(crate) mod kernel;
 pub mod linear;
 mod micro;
 pub mod modulate;
 pub mod norm;
 pub mod pixel_norm;
-mod product;
+pub(crate) mod product;
 pub mod rope;
 mod turn;
 

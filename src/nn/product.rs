@@ -6,14 +6,14 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
 use super::{
     activation::gelu_in_place,
     kernel::{Target, Values, expect_len},
-    micro::{Aligned, Micro, gather},
+    micro::{Aligned, Micro, gather, pair},
     turn::turn,
 };
 use crate::{device::isa::Isa, error::Result};
@@ -25,6 +25,9 @@ const GROUP: usize = 128;
 /// Rows of `x` that share a read of a panel; a [`DEPTH`] of them fills half of a core's own cache.
 const BLOCK: usize = 192;
 
+/// Rows of `x` that are laid out at a time, and share the laying out of a weight. More would take memory and save little.
+pub(crate) const TOGETHER: usize = 2048;
+
 /// Fewer rows of `x` don't pay for the layout.
 pub(crate) const LEAST: usize = 6;
 
@@ -33,6 +36,8 @@ pub(crate) enum Rows<'a> {
     F32(Values<'a, f32>),
     F16(Values<'a, f16>),
     Bf16(Values<'a, bf16>),
+    /// Two neighbours in the place of one number, for a kernel that takes pairs.
+    Pairs(Values<'a, bf16>),
     /// Decodes rows from a number on: as many as there is room for.
     Stored(&'a (dyn Fn(usize, &mut [f32]) -> Result<()> + Sync)),
 }
@@ -47,7 +52,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Rows `rows`, `[rows, in]`, in f32: where they lie, or widened into `scratch`.
+    /// Rows `rows`, `[rows, in]`, in f32 or pairs: where they lie, or brought into `scratch`.
     fn widened<'s>(
         &'s self,
         rows: &Range<usize>,
@@ -62,6 +67,7 @@ impl<'a> Rows<'a> {
         match self {
             Self::F16(values) => values[range].convert_to_f32_slice(scratch),
             Self::Bf16(values) => values[range].convert_to_f32_slice(scratch),
+            Self::Pairs(values) => pair(&values[2 * range.start..2 * range.end], scratch),
             Self::Stored(decode) => decode(rows.start, scratch)?,
             Self::F32(_) => unreachable!("returned above"),
         }
@@ -85,6 +91,41 @@ pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, after: After) -> 
     run(Micro::new(Isa::chosen()), x, weight, d_out, after)
 }
 
+/// The same for `x` and a weight in bf16, which aren't widened; `None` where this processor can't, or rows are of an odd
+/// number.
+pub(crate) fn product_of_pairs(
+    x: &Tensor,
+    weight: &Tensor,
+    d_out: usize,
+    after: After,
+) -> Result<Option<Tensor>> {
+    let both = (x.dtype(), weight.dtype()) == (DType::BF16, DType::BF16);
+    let Some(micro) = Micro::pairs(Isa::chosen()).filter(|_| both && x.dim(1).is_ok_and(|d| d % 2 == 0))
+    else {
+        return Ok(None);
+    };
+    run_pairs(micro, x, weight, d_out, after).map(Some)
+}
+
+fn run_pairs(micro: Micro, x: &Tensor, weight: &Tensor, d_out: usize, after: After) -> Result<Tensor> {
+    let weight = Rows::Pairs(Values::contiguous(weight)?);
+    run(micro, &pairs(x)?, &weight, d_out, after)
+}
+
+/// Neighbours of the last axis, bf16, two in the place of an f32.
+pub(crate) fn pairs(x: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let mut dims = x.dims().to_vec();
+    let last = dims.last_mut().filter(|last| **last % 2 == 0);
+    *last.ok_or_else(|| candle_core::Error::msg("pairs of an odd number").bt())? /= 2;
+    let mut out = vec![0f32; x.elem_count() / 2];
+    let values = Values::<bf16>::contiguous(&x)?;
+    out.par_chunks_mut(1 << 14)
+        .zip(values[..x.elem_count()].par_chunks(1 << 15))
+        .for_each(|(out, x)| pair(x, out));
+    Ok(Tensor::from_vec(out, dims, &Device::Cpu)?)
+}
+
 fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, after: After) -> Result<Tensor> {
     let (n, d_in) = x.dims2()?;
     let bias = after.bias.map(Values::<f32>::contiguous).transpose()?;
@@ -94,20 +135,21 @@ fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, after: After) -> R
     let bias = bias.as_deref();
     let mut out = vec![0f32; n * d_out];
     let target = Target::new(&mut out);
-    let tiles = Tiles::new(&Values::<f32>::contiguous(x)?[..n * d_in], d_in, micro.rows);
+    let x = Values::<f32>::contiguous(x)?;
     let panels = d_out.div_ceil(micro.columns);
+    let together = TOGETHER / micro.rows * micro.rows;
     let share = panels.div_ceil(2 * rayon::current_num_threads());
     let group = share.clamp(1, GROUP / micro.columns) * micro.columns;
-    let task = |scratch: &mut Scratch, index| {
+    let task = |scratch: &mut Scratch, tiles: &Tiles, rows: Range<usize>, index| {
         let columns = index * group..d_out.min((index + 1) * group);
         let Scratch { wide, panels, sums } = scratch;
         panels.lay_out(weight, columns.clone(), d_in, micro.columns, wide)?;
-        multiply(micro, &tiles, panels.0.numbers(), sums);
+        multiply(micro, tiles, panels.0.numbers(), sums);
         let mut line = [0f32; GROUP];
         let line = &mut line[..columns.len()];
         let bias = bias.map(|bias| &bias[columns.clone()]);
-        for row in 0..n {
-            let lines = &sums[row * micro.columns..];
+        for row in rows {
+            let lines = &sums[row % together * micro.columns..];
             gather(lines, tiles.count * micro.rows * micro.columns, micro.columns, bias, line);
             if after.gelu {
                 gelu_in_place(line);
@@ -117,9 +159,13 @@ fn run(micro: Micro, x: &Tensor, weight: &Rows, d_out: usize, after: After) -> R
         }
         Ok::<_, crate::error::Error>(())
     };
-    (0..d_out.div_ceil(group))
-        .into_par_iter()
-        .try_for_each(|index| SCRATCH.with_borrow_mut(|scratch| task(scratch, index)))?;
+    for first in (0..n).step_by(together) {
+        let rows = first..n.min(first + together);
+        let tiles = Tiles::new(&x[rows.start * d_in..rows.end * d_in], d_in, micro.rows);
+        (0..d_out.div_ceil(group)).into_par_iter().try_for_each(|index| {
+            SCRATCH.with_borrow_mut(|scratch| task(scratch, &tiles, rows.clone(), index))
+        })?;
+    }
     Ok(Tensor::from_vec(out, (n, d_out), &Device::Cpu)?)
 }
 
@@ -235,9 +281,15 @@ mod tests {
 
     #[test]
     fn odd_shapes_agree_with_sums_in_f64_on_every_path() {
-        for (n, d_in, d_out) in
-            [(1, 1, 1), (12, 384, 32), (13, 385, 33), (40, 300, 7), (BLOCK + 1, 5, 300), (3, 800, 130)]
-        {
+        for (n, d_in, d_out) in [
+            (1, 1, 1),
+            (12, 384, 32),
+            (13, 385, 33),
+            (40, 300, 7),
+            (BLOCK + 1, 5, 300),
+            (3, 800, 130),
+            (2 * TOGETHER + 1, 3, 2),
+        ] {
             let (x, w) = (draw(n, d_in, 1), draw(d_out, d_in, 2));
             let bias = draw(1, d_out, 3).flatten_all().unwrap();
             let after = After { bias: Some(&bias), gelu: false };
@@ -268,6 +320,36 @@ mod tests {
             assert!(y == values(product(&x, &Rows::of(&wide).unwrap(), 50, After::default()).unwrap()));
             assert!(y == values(product(&x, &Rows::Stored(&decode), 50, After::default()).unwrap()));
         }
+    }
+
+    #[test]
+    fn pairs_give_what_bf16_numbers_give() {
+        for (n, d_in, d_out) in [(6, 2, 1), (13, 1030, 33), (BLOCK + 1, 6, 300)] {
+            let narrow = |t: Tensor| t.to_dtype(DType::BF16).unwrap();
+            let (x, w) = (narrow(draw(n, d_in, 1)), narrow(draw(d_out, d_in, 2)));
+            let bias = draw(1, d_out, 3).flatten_all().unwrap();
+            let after = After { bias: Some(&bias), gelu: false };
+            let real = run(
+                Micro::new(Isa::Scalar),
+                &x.to_dtype(DType::F32).unwrap(),
+                &Rows::of(&w).unwrap(),
+                d_out,
+                after,
+            );
+            let real = real.unwrap();
+            let there = Isa::ALL.into_iter().filter_map(Micro::pairs);
+            for micro in there.chain([Micro::plain_pairs()]) {
+                let y = run_pairs(micro, &x, &w, d_out, after).unwrap();
+                let apart = (y - &real).unwrap().abs().unwrap().max_all().unwrap();
+                let apart = apart.to_scalar::<f32>().unwrap();
+                assert!(apart < 1e-6 + 1e-7 * d_in as f32, "{n} × {d_in} × {d_out}: {apart}");
+            }
+        }
+        assert!(pairs(&narrow_ones(3, 5)).is_err());
+    }
+
+    fn narrow_ones(rows: usize, columns: usize) -> Tensor {
+        Tensor::ones((rows, columns), DType::BF16, &Device::Cpu).unwrap()
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn run<'a>(isa: Isa, row: impl Fn(usize) -> &'a [f32], count: usize, to: &mut [f
     let depth = to.len() / width;
     assert!(count <= width);
     let row = |i| &row(i)[..depth];
-    let wide = matches!(isa, Isa::Avx2 | Isa::Avx512);
+    let wide = isa.has_avx2();
     if wide && (count, width) == (SIX, SIX) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: this processor has AVX2, or its kernels would not be chosen.

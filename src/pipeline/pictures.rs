@@ -13,18 +13,22 @@ pub struct Picture {
     pub not_finite: usize,
 }
 
-/// Turns pictures `[3, f, H, W]`, −1..1, into frames: halved and shifted to 0..1, clamped, times 255, rounded
-/// half to even.
-pub fn pictures(video: &Tensor) -> Result<Vec<Picture>> {
-    let (_, frames, height, width) = video.dims4()?;
-    let video = video.permute((1, 2, 3, 0))?; // [f, H, W, 3]
-    let values = video.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    let size = values.len() / frames.max(1);
-    let picture = |values: &[f32]| Picture {
-        not_finite: values.iter().filter(|x| !x.is_finite()).count(),
-        frame: Frame { width, height, rgb: values.iter().map(|&x| byte(x)).collect() },
+/// Turns pictures `[3, f, H, W]`, −1..1, into frames, one after another: halved and shifted to 0..1, clamped, times 255,
+/// rounded half to even.
+pub fn pictures(video: &Tensor) -> Result<impl Iterator<Item = Result<Picture>>> {
+    let (channels, frames, height, width) = video.dims4()?;
+    let video = video.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let picture = move |index: usize| {
+        // A frame at a time: copies of all would be as large as they are.
+        let values = video.narrow(1, index, 1)?.flatten_all()?.to_vec1::<f32>()?; // [3, H, W]
+        let mut rgb = vec![0; values.len()];
+        for (channel, plane) in values.chunks_exact((height * width).max(1)).enumerate() {
+            rgb[channel..].iter_mut().step_by(channels).zip(plane).for_each(|(to, x)| *to = byte(*x));
+        }
+        let not_finite = values.iter().filter(|x| !x.is_finite()).count();
+        Ok(Picture { not_finite, frame: Frame { width, height, rgb } })
     };
-    Ok(values.chunks_exact(size.max(1)).map(picture).collect())
+    Ok((0..frames).map(picture))
 }
 
 fn byte(x: f32) -> u8 {
@@ -47,7 +51,7 @@ mod tests {
         let values: Vec<f32> =
             (0..24).map(|i| if i == 13 { f32::NAN } else { i as f32 / 12.0 - 1.0 }).collect();
         let video = Tensor::from_vec(values, (3, 2, 2, 2), &Device::Cpu).expect("a video");
-        let made = pictures(&video).expect("pictures");
+        let made = pictures(&video).expect("pictures").collect::<Result<Vec<_>>>().expect("numbers");
         assert_eq!(made.iter().map(|p| p.not_finite).collect::<Vec<_>>(), [0, 1]);
         // The first pixel's channels lie 8 numbers apart.
         assert_eq!(made[0].frame.rgb[..6], [0, 85, 170, 11, 96, 181]);

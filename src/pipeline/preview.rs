@@ -27,7 +27,7 @@ impl Preview {
         let (_, c, f, h, w) = latents.dims5()?;
         let cells = latents.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.reshape((c, f * h * w))?;
         let rgb = self.map.matmul(&cells)?.broadcast_add(&self.bias)?; // [3, F·H·W]
-        Ok(pictures(&rgb.reshape((3, f, h, w))?)?.into_iter().map(|picture| picture.frame).collect())
+        pictures(&rgb.reshape((3, f, h, w))?)?.map(|picture| Ok(picture?.frame)).collect()
     }
 }
 

@@ -361,6 +361,7 @@ impl Renderer<'_> {
         self.phase(Phase::Decode, total, || {
             decoder.decode(&latents, &mut noise, options, &mut |video| {
                 for picture in pictures(video)? {
+                    let picture = picture?;
                     health.see(&picture);
                     sink.push(picture.frame)?;
                     done += 1;

@@ -9,11 +9,11 @@ use crate::bench::Bench;
 
 const CLIP: [&str; 12] = [
     "--size",
-    "256x256",
+    "512x512",
     "--frames",
-    "33",
+    "17",
     "--window",
-    "33",
+    "17",
     "--steps",
     "1",
     "--guidance",
@@ -53,19 +53,20 @@ fn a_render_keeps_to_a_limit_that_is_tight() {
     let (refused, fits) = plan(&bench, &["--max-memory", "1M"]);
     assert!(!fits && refused["fits"] == Value::Bool(false), "{refused}");
     let least = refused["over_limit"]["least_mib"].as_u64().expect("the least amount");
+    assert!(least < whole, "tiles help: {least} MiB, {whole} MiB without");
     let tight = format!("{least}MiB");
     let (planned, fits) = plan(&bench, &["--max-memory", &tight]);
     assert!(fits && planned["peak_bytes"].as_u64() < Some(least << 20), "{planned}");
 
     let (tiled, told, taken) = render(&bench, &["--max-memory", &tight]);
-    let is_cut = planned["tiling"]["spatial"].is_array() || planned["tiling"]["temporal"].is_array();
-    assert_eq!(told.contains(&format!("to stay under {least} MiB")), is_cut, "{told}");
+    assert!(told.contains(&format!("to stay under {least} MiB")), "{told}");
     assert!(taken <= least, "{taken} MiB taken, {least} MiB allowed, {whole} MiB without a limit");
     assert_eq!(tiled.len(), plain.len());
     // The recipe has the tiles that were chosen, and needs no limit to choose them again.
     let recipe = &told[told.find("\n{\n").expect("a recipe")..told.find("\n}\n").expect("its end") + 2];
     let recipe: Value = serde_json::from_str(recipe).expect("a recipe");
     assert_eq!(recipe["tiling"], planned["tiling"], "{recipe}");
+    assert!(recipe["tiling"]["spatial"].is_array() || recipe["tiling"]["temporal"].is_array(), "{recipe}");
     fs::write(bench.path("out.json"), recipe.to_string()).expect("a file can be written");
     bench.sora(&["gen", "--recipe", "out.json", "-o", "again.y4m"]).output().expect("it ran");
     assert!(fs::read(bench.path("again.y4m")).expect("a video") == tiled, "the recipe makes it again");

@@ -24,6 +24,7 @@ use crate::{
     nn::{
         linear::{self, Linear},
         modulate::Norm,
+        product,
         rope::Rotary,
     },
     weights::Loader,
@@ -192,14 +193,15 @@ impl LtxTransformer {
         let (dim, size) = (cfg.inner_dim() as u64, dtype.size_in_bytes() as u64);
         let widened = size_of::<f32>() as u64;
         let values = tokens as u64 * dim;
-        // The stream and its normalised copy, then the feed-forward layer before and after its activation.
+        // The stream and its normalised copy, then queries, keys and values, their rotated copies, and those that are
+        // laid out for the kernels; the feed-forward layer takes less.
         let mut bytes = values * (2 + 2 * WIDENING as u64) * size;
         if dtype != DType::F32 {
             // Kernels read and write f32.
             bytes += values * 2 * WIDENING as u64 * widened;
         }
-        // Matrices that aren't kept in f32 are widened so many rows at a time.
-        bytes += (linear::ROWS * WIDENING) as u64 * dim * widened;
+        // Matrices that aren't kept in f32 are widened so many rows at a time, and rows of tokens are laid out.
+        bytes += ((linear::ROWS + tokens.min(product::TOGETHER)) * WIDENING) as u64 * dim * widened;
         let tables = values * widened;
         let texts = 2 * 128 * dim * 2 * cfg.num_layers as u64 * size;
         bytes + tables + texts

@@ -121,22 +121,23 @@ impl VideoDecoder for LtxVideoDecoder {
         let frames = z.dim(1)?;
         let mut emit = |video: &Tensor| -> Result<()> {
             let frames = video.dim(1)?;
-            for start in (0..frames).step_by(EMITTED) {
-                emit(&video.narrow(1, start, EMITTED.min(frames - start))?.contiguous()?)?;
-            }
-            Ok(())
+            let mut starts = (0..frames).step_by(EMITTED);
+            starts.try_for_each(|start| emit(&video.narrow(1, start, EMITTED.min(frames - start))?))
         };
         let temporal = cuts.temporal.filter(|cut| frames > cut.tile);
         if temporal.is_none() && cuts.spatial.is_none() {
             return self.decoder.each(&z, options.timestep, noise, &mut |video| emit(&video));
         }
+        let ratio = self.cfg.temporal();
         let mut decode = |z: &Tensor| {
-            cuts.over_space(z, &mut |tile| self.decoder.forward(tile, options.timestep, &mut *noise))
+            cuts.over_space(z, (z.dim(1)? - 1) * ratio + 1, &mut |tile, emit| {
+                self.decoder.each(tile, options.timestep, &mut *noise, emit)
+            })
         };
         let Some(cut) = temporal else {
             return emit(&decode(&z)?);
         };
-        let mut joiner = Joiner::new(cut, (frames - 1) * self.cfg.temporal() + 1);
+        let mut joiner = Joiner::new(cut, (frames - 1) * ratio + 1);
         for start in (0..frames).step_by(cut.step) {
             // Tiles share a latent frame, which makes one picture too many in each but the first.
             let length = (cut.tile + 1).min(frames - start);
@@ -146,13 +147,12 @@ impl VideoDecoder for LtxVideoDecoder {
             let first = start.saturating_sub(cuts.context);
             let last = (start + length + cuts.context).min(frames);
             let video = decode(&z.narrow(1, first, last - first)?)?;
-            let ratio = self.cfg.temporal();
             let video = video.narrow(1, (start - first) * ratio, (length - 1) * ratio + 1)?;
             let made = video.dim(1)? - usize::from(start > 0);
             // The picture too many is the first, which the tile before ends with. The reference drops the last
             // one and so shows a picture twice at each seam, which only its own tiles are held to.
             let skipped = usize::from(start > 0 && cuts.context > 0);
-            emit(&joiner.push(video.narrow(1, skipped, made)?)?)?;
+            joiner.push(video.narrow(1, skipped, made)?)?.iter().try_for_each(&mut emit)?;
         }
         Ok(())
     }
@@ -191,11 +191,17 @@ impl VideoEncoder for LtxVideoEncoder {
         self.check(video)?;
         let video = video.to_device(&self.device)?.to_dtype(DType::F32)?.squeeze(0)?;
         let frames = video.dim(1)?;
-        let encode = |video: &Tensor| cuts.over_space(video, &mut |tile| self.encoder.forward(tile));
+        let ratio = self.cfg.temporal();
+        let encode = |video: &Tensor| -> Result<Tensor> {
+            let frames = (video.dim(1)? - 1) / ratio + 1;
+            let moments =
+                cuts.over_space(video, frames, &mut |tile, emit| emit(self.encoder.forward(tile)?))?;
+            Ok(moments.to_device(&self.device)?)
+        };
         let moments = match cuts.temporal.filter(|cut| frames > cut.tile) {
             None => encode(&video)?,
             Some(cut) => {
-                let mut joiner = Joiner::new(cut, (frames - 1) / self.cfg.temporal() + 1);
+                let mut joiner = Joiner::new(cut, (frames - 1) / ratio + 1);
                 let mut parts = Vec::new();
                 for start in (0..frames).step_by(cut.step) {
                     // Tiles share a frame, which makes a latent frame of its own: only the first one's counts.
@@ -205,7 +211,7 @@ impl VideoEncoder for LtxVideoEncoder {
                     }
                     let made = encode(&video.narrow(1, start, length)?)?;
                     let skip = usize::from(start > 0);
-                    parts.push(joiner.push(made.narrow(1, skip, made.dim(1)? - skip)?)?);
+                    parts.extend(joiner.push(made.narrow(1, skip, made.dim(1)? - skip)?)?);
                 }
                 Tensor::cat(&parts, 1)?
             }

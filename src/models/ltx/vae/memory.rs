@@ -21,8 +21,7 @@ const LIVE_TURNED: u64 = 6;
 /// Peak bytes of a decode beside the weights. `cfg` is one that [`Config::from_json`] accepts, and `tiling` fits it.
 #[must_use]
 pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &Tiling) -> u64 {
-    let none = Cuts { spatial: None, temporal: None, context: 0 };
-    let cuts = Cuts::decoding(cfg, tiling).unwrap_or(none);
+    let cuts = Cuts::decoding(cfg, tiling).unwrap_or(Cuts::NONE);
     let temporal = cuts.temporal.filter(|cut| grid.frames > cut.tile);
     let spatial = cuts.spatial.filter(|cut| grid.height > cut.tile || grid.width > cut.tile);
     let around = 2 * cuts.context;
@@ -36,25 +35,24 @@ pub fn decode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &
     let levels = levels_bytes(cfg, tile, piece, place) + kept;
     let f32s = size_of::<f32>() as u64;
     let latents = 3 * f32s * (grid.frames * grid.height * grid.width * cfg.latent_channels) as u64;
+    let passing = LatentGrid { frames: frames.min(piece + 1), ..tile };
+    let making = levels.max(kept + 2 * pictures_bytes(cfg, passing));
     if temporal.is_none() && spatial.is_none() {
-        let passing = LatentGrid { frames: frames.min(piece + 1), ..tile };
-        return latents + levels.max(kept + 2 * pictures_bytes(cfg, passing));
+        return latents + making;
     }
-    let made = pictures_bytes(cfg, tile);
+    // Tiles are put into the pictures of the run, beside which are the edges that the next ones fade in from: of two
+    // rows of tiles, and of two tiles.
     let whole = pictures_bytes(cfg, clip);
-    // While tiles are made, the picture that they are put into, two rows of them, which overlap, and the end of the
-    // run before are there, too.
-    let picture = pictures_bytes(cfg, LatentGrid { frames: 1, ..grid });
-    let tiles = spatial.map_or(0, |cut| {
-        let columns = grid.width.div_ceil(cut.step.max(1));
-        let (height, width) = (cut.tile.min(grid.height), cut.tile.min(grid.width) * columns);
-        whole + 2 * pictures_bytes(cfg, LatentGrid { frames, height, width })
+    let edges = spatial.map_or(0, |cut| {
+        let columns = grid.width.div_ceil(cut.step.max(1)) * cut.tile.min(grid.width);
+        let cells = 2 * (columns + cut.tile.min(grid.height)) * cut.blend;
+        whole / (grid.height * grid.width * cfg.spatial()) as u64 * cells as u64
     });
+    // The end of the run before fades into this one, in a copy, and frames leave one by one.
+    let picture = pictures_bytes(cfg, LatentGrid { frames: 1, ..grid });
     let before = temporal.map_or(0, |cut| cut.blend as u64 * picture);
-    let making = levels.max(2 * made) + tiles + before;
-    // Then a run is blended with the one before, into a copy, and leaves in copies of a few frames.
-    let joining = 3 * whole + before;
-    latents + making.max(joining)
+    let leaving = 3 * before + 2 * picture;
+    latents + whole + (making + edges + before).max(leaving)
 }
 
 /// Latent frames of the longest run that a decode reads at once, with what is read around it.
@@ -70,8 +68,7 @@ fn longest_run(cut: Cut, context: usize, frames: usize) -> usize {
 /// pictures or of a tile.
 #[must_use]
 pub fn encode_bytes(cfg: &Config, grid: LatentGrid, place: &Placement, tiling: &Tiling) -> u64 {
-    let none = Cuts { spatial: None, temporal: None, context: 0 };
-    let cuts = Cuts::encoding(cfg, tiling).unwrap_or(none);
+    let cuts = Cuts::encoding(cfg, tiling).unwrap_or(Cuts::NONE);
     let side = |length: usize| cuts.spatial.map_or(length, |cut| length.min(cut.tile / cfg.spatial()));
     let frames = cuts.temporal.map_or(grid.frames, |cut| grid.frames.min(cut.tile / cfg.temporal() + 1));
     let tile = LatentGrid { frames, height: side(grid.height), width: side(grid.width) };

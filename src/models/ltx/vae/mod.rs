@@ -1,6 +1,7 @@
 //! The video autoencoder: causal 3-D convolutions between pictures and latents, every published generation.
 
 mod blocks;
+mod canvas;
 mod codec;
 mod config;
 mod decoder;

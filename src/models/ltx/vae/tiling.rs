@@ -1,8 +1,11 @@
 //! Decoding and encoding in overlapping tiles, cut and blended as the reference does it.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
-use super::config::Config;
+use super::{
+    canvas::{Canvas, Place},
+    config::Config,
+};
 use crate::{
     error::{Error, Result},
     models::api::Tiling,
@@ -12,6 +15,9 @@ use crate::{
 const FRAMES: usize = 1;
 const ROWS: usize = 2;
 const COLUMNS: usize = 3;
+
+/// Makes a tile, and hands on its frames `[C, n, h, w]`, f32, as they come.
+type Each<'a> = &'a mut dyn FnMut(&Tensor, &mut dyn FnMut(Tensor) -> Result<()>) -> Result<()>;
 
 /// How one direction is cut, on the side that is read and on the side that is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,9 +41,14 @@ pub(super) struct Cuts {
     pub temporal: Option<Cut>,
     /// Cells around a tile that are read beside it and whose pictures are cut off again.
     pub context: usize,
+    /// So many rows that are read become so many.
+    ratio: (usize, usize),
 }
 
 impl Cuts {
+    /// In one piece.
+    pub const NONE: Self = Self { spatial: None, temporal: None, context: 0, ratio: (1, 1) };
+
     /// Tiles of latents that are made into pictures.
     pub fn decoding(cfg: &Config, tiling: &Tiling) -> Result<Self> {
         let cut = |(tile, step): (usize, usize), ratio| Cut {
@@ -46,7 +57,7 @@ impl Cuts {
             made: step,
             blend: tile - step,
         };
-        Ok(Self { context: tiling.context, ..Self::new(cfg, tiling, cut)? })
+        Ok(Self { context: tiling.context, ..Self::new(cfg, tiling, (1, cfg.spatial()), cut)? })
     }
 
     /// Tiles of pictures that are made into latents.
@@ -57,10 +68,15 @@ impl Cuts {
             made: step / ratio,
             blend: (tile - step) / ratio,
         };
-        Self::new(cfg, tiling, cut)
+        Self::new(cfg, tiling, (cfg.spatial(), 1), cut)
     }
 
-    fn new(cfg: &Config, tiling: &Tiling, cut: impl Fn((usize, usize), usize) -> Cut) -> Result<Self> {
+    fn new(
+        cfg: &Config,
+        tiling: &Tiling,
+        ratio: (usize, usize),
+        cut: impl Fn((usize, usize), usize) -> Cut,
+    ) -> Result<Self> {
         let cut = |what: &str, given: Option<(usize, usize)>, ratio: usize| {
             let Some((tile, step)) = given else { return Ok(None) };
             if step == 0 || step > tile || tile % ratio != 0 || step % ratio != 0 {
@@ -73,51 +89,39 @@ impl Cuts {
             spatial: cut("spatial", tiling.spatial, cfg.spatial())?,
             temporal: cut("temporal", tiling.temporal, cfg.temporal())?,
             context: 0,
+            ratio,
         })
     }
 
-    /// Runs `each` on tiles of `x`, `[C, F, H, W]`, over rows and columns, if there is more than one of them.
-    pub fn over_space(&self, x: &Tensor, each: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    /// Runs `each` on tiles of `x`, `[C, F, H, W]`, over rows and columns, and puts together the frames that it hands on,
+    /// `frames` in all: `[C, frames, H, W]`, f32, on the CPU.
+    pub fn over_space(&self, x: &Tensor, frames: usize, each: Each) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
-        let Some(cut) = self.spatial.filter(|cut| height > cut.tile || width > cut.tile) else {
-            return each(x);
-        };
-        let mut above: Vec<Tensor> = Vec::new();
-        let mut whole: Option<Tensor> = None;
+        let whole = Cut { tile: height.max(width), step: self.ratio.0, made: self.ratio.1, blend: 0 };
+        let cut = self.spatial.filter(|cut| height > cut.tile || width > cut.tile);
+        let step = cut.map_or(whole.tile, |cut| cut.step);
+        let cut = cut.unwrap_or(whole);
         let made = |cells: usize| cells * cut.made / cut.step;
-        for top in (0..height).step_by(cut.step) {
+        let mut canvas = Canvas::new([frames, made(height), made(width)], cut.blend);
+        for top in (0..height).step_by(step) {
             let rows = Window::new(top, cut.tile, height, self.context);
             let band = x.narrow(ROWS, rows.start, rows.length)?;
-            let mut row: Vec<Tensor> = Vec::new();
-            for left in (0..width).step_by(cut.step) {
+            for left in (0..width).step_by(step) {
                 let columns = Window::new(left, cut.tile, width, self.context);
-                let tile = each(&band.narrow(COLUMNS, columns.start, columns.length)?)?;
-                let tile = rows.crop(&tile, ROWS, cut)?;
-                let mut tile = columns.crop(&tile, COLUMNS, cut)?;
-                if let Some(above) = above.get(row.len()) {
-                    tile = blend(above, &tile, ROWS, cut.blend)?;
-                }
-                if let Some(before) = row.last() {
-                    tile = blend(before, &tile, COLUMNS, cut.blend)?;
-                }
-                row.push(tile);
+                let both = |of: &dyn Fn(&Window) -> usize| [made(of(&rows)), made(of(&columns))];
+                let place = Place {
+                    at: [made(top), made(left)],
+                    skipped: both(&|window| window.before),
+                    size: both(&|window| window.tile),
+                    kept: both(&|window| window.tile.min(step)),
+                };
+                let tile = band.narrow(COLUMNS, columns.start, columns.length)?;
+                each(&tile, &mut |piece| canvas.put(&piece, &place))?;
+                canvas.next_tile();
             }
-            let kept = row.iter().map(|tile| head(&head(tile, ROWS, cut.made)?, COLUMNS, cut.made));
-            let band = Tensor::cat(&kept.collect::<Result<Vec<_>>>()?, COLUMNS)?;
-            let (at, left) = (made(top), made(height) - made(top));
-            let band = head(&head(&band, ROWS, left)?, COLUMNS, made(width))?.contiguous()?;
-            // Each band goes where it belongs at once: all bands and a copy of them would be twice as much.
-            let (channels, frames, ..) = band.dims4()?;
-            let shape = (channels, frames, made(height), made(width));
-            let so_far = match whole.take() {
-                Some(so_far) => so_far,
-                None => Tensor::zeros(shape, band.dtype(), band.device())?,
-            };
-            so_far.slice_set(&band, ROWS, at)?;
-            whole = Some(so_far);
-            above = row;
+            canvas.next_row();
         }
-        whole.ok_or_else(|| Error::invalid("latents", "they have no rows"))
+        canvas.finish()
     }
 }
 
@@ -135,40 +139,38 @@ impl Window {
         let end = (at + tile + context).min(whole);
         Self { start, length: end - start, before: at - start, tile }
     }
+}
 
-    /// What was made of the tile alone.
-    fn crop(&self, made: &Tensor, axis: usize, cut: Cut) -> Result<Tensor> {
-        if self.length == self.tile {
-            return Ok(made.clone());
+/// `length` frames of clips that follow each other, from frame `start` on.
+fn span(clips: &[Tensor], mut start: usize, mut length: usize) -> Result<Vec<Tensor>> {
+    let mut parts = Vec::new();
+    for clip in clips {
+        let frames = clip.dim(FRAMES)?;
+        let count = frames.saturating_sub(start).min(length);
+        if count > 0 {
+            parts.push(clip.narrow(FRAMES, start, count)?);
         }
-        let pictured = |cells: usize| cells * cut.made / cut.step;
-        // A copy: what is cut off would stay with a view.
-        Ok(made.narrow(axis, pictured(self.before), pictured(self.tile))?.contiguous()?)
+        start = start.saturating_sub(frames);
+        length -= count;
     }
+    Ok(parts)
 }
 
-/// Up to `length` of `x` from the beginning of an axis.
-pub(super) fn head(x: &Tensor, axis: usize, length: usize) -> Result<Tensor> {
-    Ok(x.narrow(axis, 0, length.min(x.dim(axis)?))?)
-}
-
-/// Replaces the beginning of `b` by a fade from the end of `a`.
-fn blend(a: &Tensor, b: &Tensor, axis: usize, extent: usize) -> Result<Tensor> {
-    let extent = extent.min(a.dim(axis)?).min(b.dim(axis)?);
+/// `b`, whose beginning fades in from the end of `a`, in two parts: the second is a view.
+fn blend(a: &Tensor, b: &Tensor, extent: usize) -> Result<Vec<Tensor>> {
+    let (before, frames) = (a.dim(FRAMES)?, b.dim(FRAMES)?);
+    let extent = extent.min(before).min(frames);
     if extent == 0 {
-        return Ok(b.clone());
+        return Ok(vec![b.clone()]);
     }
     let share = |n: usize| n as f64 / extent as f64;
     let ramp = |value: &dyn Fn(usize) -> f64| -> Result<Tensor> {
-        let mut dims = [1; 4];
-        dims[axis] = extent;
         let values: Vec<f32> = (0..extent).map(|n| value(n) as f32).collect();
-        Ok(Tensor::from_vec(values, &dims, &Device::Cpu)?.to_device(b.device())?)
+        Ok(Tensor::from_vec(values, (1, extent, 1, 1), b.device())?)
     };
-    let from = a.narrow(axis, a.dim(axis)? - extent, extent)?.broadcast_mul(&ramp(&|n| 1.0 - share(n))?)?;
-    let to = b.narrow(axis, 0, extent)?.broadcast_mul(&ramp(&share)?)?;
-    let rest = b.narrow(axis, extent, b.dim(axis)? - extent)?;
-    Ok(Tensor::cat(&[(from + to)?, rest], axis)?)
+    let from = a.narrow(FRAMES, before - extent, extent)?.broadcast_mul(&ramp(&|n| 1.0 - share(n))?)?;
+    let to = b.narrow(FRAMES, 0, extent)?.broadcast_mul(&ramp(&share)?)?;
+    Ok(vec![(from + to)?, b.narrow(FRAMES, extent, frames - extent)?])
 }
 
 /// Joins clips that come one after another, each fading in from the one before.
@@ -184,17 +186,21 @@ impl Joiner {
         Self { cut, before: None, left: frames }
     }
 
-    /// Takes the next clip, `[C, F, H, W]`, and gives back what is settled by it.
-    pub fn push(&mut self, clip: Tensor) -> Result<Tensor> {
-        let (clip, made) = match &self.before {
-            Some(before) => (blend(before, &clip, FRAMES, self.cut.blend)?, self.cut.made),
-            None => (clip, self.cut.made + 1),
-        };
-        let settled = head(&clip, FRAMES, made.min(self.left))?;
-        self.left -= settled.dim(FRAMES)?;
+    /// Takes the next clip, `[C, F, H, W]`, and gives back what is settled by it, in parts.
+    pub fn push(&mut self, clip: Tensor) -> Result<Vec<Tensor>> {
         let frames = clip.dim(FRAMES)?;
+        let (clip, made) = match &self.before {
+            Some(before) => (blend(before, &clip, self.cut.blend)?, self.cut.made),
+            None => (vec![clip], self.cut.made + 1),
+        };
+        let settled = made.min(self.left).min(frames);
+        self.left -= settled;
         let kept = self.cut.blend.min(frames);
-        self.before = Some(clip.narrow(FRAMES, frames - kept, kept)?.contiguous()?);
-        Ok(settled)
+        self.before = match span(&clip, frames - kept, kept)?.as_slice() {
+            [] => None,
+            // A copy, or the whole clip would stay with it.
+            parts => Some(Tensor::cat(parts, FRAMES)?.force_contiguous()?),
+        };
+        span(&clip, 0, settled)
     }
 }
