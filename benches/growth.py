@@ -28,7 +28,8 @@ def run(sora, folder, options):
     for key, value in options.items():
         words += [f"--{key}", str(value)]
     begin = time.perf_counter()
-    pid = os.posix_spawn(sora, words, os.environ)
+    silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    pid = os.posix_spawn(sora, words, os.environ, file_actions=silent)
     _, status, usage = os.wait4(pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(words)}")
