@@ -98,7 +98,7 @@ fn folders_that_arent_there_or_cant_be_written() {
     let stderr = bench.refused(&["gen", "fox", "-o", "out.mp4"], 2);
     assert!(stderr.contains("a folder of that name is there"), "{stderr}");
     #[cfg(target_os = "linux")]
-    bench.refused(&["gen", "fox", "-o", "/sys/out.mp4"], 4);
+    bench.refused(&["gen", "fox", "-o", "/proc/out.mp4"], 4);
 }
 
 #[cfg(target_os = "linux")]
