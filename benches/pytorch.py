@@ -4,7 +4,8 @@
   cargo build --release --example stages
   python benches/pytorch.py FOLDER [--threads 2] [--rounds 3] [--only SUBSTRING] [--size 256x256x25] [--stages PROGRAM]
 
-FOLDER gets about 3 GiB of weights, once. Each side of a row runs in a process of its own, which warms up once and then
+FOLDER gets about 3 GiB of weights, once. Without instructions for bf16, PyTorch takes an hour and more for the rows of
+that dtype: --only f32 leaves them out. Each side of a row runs in a process of its own, which warms up once and then
 counts two passes; rounds take turns. Prints medians, their ratio (below 1: sora is faster), peak memory, and how far
 apart the results are. Needs torch, diffusers, transformers, accelerate and safetensors.
 """
@@ -109,7 +110,7 @@ def torch_side(folder, stage, dtype, size, times):
         timed = model.config.timestep_conditioning
         return model.decode(i["latents"].to(dt), torch.zeros(1).to(dt) if timed else None, return_dict=False)[0][0]
 
-    def timed(run):
+    def repeat(run):
         made, seconds = run(), []
         for _ in range(times):
             begin = time.perf_counter()
@@ -119,11 +120,11 @@ def torch_side(folder, stage, dtype, size, times):
                 break
         return made, seconds
 
-    made, seconds = timed(run)
+    made, seconds = repeat(run)
     told = {}
     if stage == "linear":
         square = torch.randn(PEAK, PEAK).to(dt)
-        told["matmul"] = timed(lambda: square @ square)[1]
+        told["matmul"] = repeat(lambda: square @ square)[1]
     save_file({"made": made.float().contiguous()}, f"{folder}/torch-{stage}-{size}-{dtype}.safetensors")
     print(json.dumps({"seconds": seconds, **told, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 

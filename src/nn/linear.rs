@@ -10,7 +10,7 @@ use crate::{
     nn::{
         activation::gelu_tanh,
         kernel::{narrow, widen},
-        product::{After, LEAST, Rows, product, product_of_pairs},
+        product::{After, LEAST, Rows, pairs_kernel, product, product_of_pairs},
     },
     weights::{Adapter, Loader, Matrix, Packed},
 };
@@ -115,12 +115,11 @@ impl Linear {
 
     /// bf16 times bf16, where this processor multiplies that as it is.
     fn of_pairs(&self, x: &Tensor, weight: &Tensor, gelu: bool) -> Result<Option<Tensor>> {
-        if x.dim(0)? < LEAST || !self.adapters.is_empty() {
-            return Ok(None);
-        }
+        let plain = x.dim(0)? >= LEAST && self.adapters.is_empty();
+        let Some(micro) = pairs_kernel(x, weight).filter(|_| plain) else { return Ok(None) };
         let bias = self.bias.as_ref().map(widen).transpose()?;
-        let y = product_of_pairs(x, weight, self.d_out, After { bias: bias.as_ref(), gelu })?;
-        y.map(|y| narrow(y, x.dtype())).transpose()
+        let y = product_of_pairs(micro, x, weight, self.d_out, After { bias: bias.as_ref(), gelu })?;
+        narrow(y, x.dtype()).map(Some)
     }
 
     /// candle has no bf16 product on CPUs and quantises what it multiplies with blocks: weights that are not f32 are

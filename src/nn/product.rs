@@ -91,23 +91,21 @@ pub(crate) fn product(x: &Tensor, weight: &Rows, d_out: usize, after: After) -> 
     run(Micro::new(Isa::chosen()), x, weight, d_out, after)
 }
 
-/// The same for `x` and a weight in bf16, which aren't widened; `None` where this processor can't, or rows are of an odd
-/// number.
+/// The kernel that multiplies `x` `[N, in]` and a weight as they are: where both are bf16, `in` is even, and this processor
+/// has one.
+pub(crate) fn pairs_kernel(x: &Tensor, weight: &Tensor) -> Option<Micro> {
+    let both = (x.dtype(), weight.dtype()) == (DType::BF16, DType::BF16);
+    Micro::pairs(Isa::chosen()).filter(|_| both && x.dim(1).is_ok_and(|d| d % 2 == 0))
+}
+
+/// As [`product`] with a kernel that [`pairs_kernel`] gave: nothing is widened.
 pub(crate) fn product_of_pairs(
+    micro: Micro,
     x: &Tensor,
     weight: &Tensor,
     d_out: usize,
     after: After,
-) -> Result<Option<Tensor>> {
-    let both = (x.dtype(), weight.dtype()) == (DType::BF16, DType::BF16);
-    let Some(micro) = Micro::pairs(Isa::chosen()).filter(|_| both && x.dim(1).is_ok_and(|d| d % 2 == 0))
-    else {
-        return Ok(None);
-    };
-    run_pairs(micro, x, weight, d_out, after).map(Some)
-}
-
-fn run_pairs(micro: Micro, x: &Tensor, weight: &Tensor, d_out: usize, after: After) -> Result<Tensor> {
+) -> Result<Tensor> {
     let weight = Rows::Pairs(Values::contiguous(weight)?);
     run(micro, &pairs(x)?, &weight, d_out, after)
 }
@@ -341,7 +339,7 @@ mod tests {
             let bound = 1.5 * apart(single) + 1e-6;
             let there = Isa::ALL.into_iter().filter_map(Micro::pairs);
             for micro in there.chain([Micro::plain_pairs()]) {
-                let apart = apart(run_pairs(micro, &x, &w, d_out, after).unwrap());
+                let apart = apart(product_of_pairs(micro, &x, &w, d_out, after).unwrap());
                 assert!(apart < bound, "{n} × {d_in} × {d_out}: {apart}, not {bound}");
             }
         }

@@ -61,22 +61,9 @@ impl Decoder {
         })
     }
 
-    /// Latents `[C, f, h, w]`, not normalised → pictures `[3, F, H, W]`, f32, −1..1 but for outliers.
+    /// Latents `[C, f, h, w]`, not normalised → pictures `[3, F, H, W]`, f32, −1..1 but for outliers, a few frames at a time.
     ///
     /// `timestep` is 0..1; decoders that don't know one ignore it.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, noise: &mut dyn DecodeNoise) -> Result<Tensor> {
-        let mut parts = Vec::new();
-        self.each(latents, timestep, noise, &mut |pictures| {
-            parts.push(pictures);
-            Ok(())
-        })?;
-        match parts.as_slice() {
-            [one] => Ok(one.clone()),
-            parts => Ok(Tensor::cat(parts, 1)?),
-        }
-    }
-
-    /// As [`Decoder::forward`], handing pictures on as they are made.
     pub fn each(
         &self,
         latents: &Tensor,
